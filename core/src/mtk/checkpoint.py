@@ -1,0 +1,163 @@
+"""Checkpoints the engine reads: safetensors files and state dicts in memory."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from mtk.declare import TensorInfo
+from mtk.errors import CheckpointError, first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+_EMBEDDING = re.compile(r"(^|[._])(embed|embeddings?|wte|wpe|shared|tokens?)([._]|$)|embed")
+_NORM = re.compile(r"norm|(^|\.)ln|batch_?norm|(^|\.)bn\d*\.")
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+CODES = {dtype: code for code, dtype in _DTYPES.items()}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``torch.bfloat16`` -> ``bfloat16``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def describe(name: str, shape: Sequence[int], dtype: torch.dtype) -> TensorInfo:
+    """Infer role and layer from name, shape and dtype.
+
+    Only what is applied as ``x @ W.T`` is called linear: 2-D tensors called ``*.weight``
+    or ``*in_proj_weight`` that are no embeddings.
+    """
+    role, layer = "other", name
+    last = name.rpartition(".")[2]
+    if not dtype.is_floating_point:
+        role = "buffer"
+    elif _NORM.search(name) and len(shape) <= 1:
+        role = "norm"
+    elif last.endswith("bias") and len(shape) == 1:
+        role, layer = "bias", name.removesuffix("bias") + "weight"
+    elif len(shape) >= 3 and last == "weight":
+        role = "conv"
+    elif len(shape) == 2 and _EMBEDDING.search(name):
+        role = "embedding"
+    elif len(shape) == 2 and last in ("weight", "in_proj_weight"):
+        role = "linear"
+    return TensorInfo(
+        name=name, shape=tuple(shape), dtype=dtype_name(dtype), role=role, layer=layer
+    )
+
+
+class SafetensorsCheckpoint:
+    """One or several safetensors files, memory-mapped, read on request."""
+
+    kind = "full"
+
+    def __init__(self, files: Iterable[Path], label: str) -> None:
+        self.label = label
+        self._stack = ExitStack()
+        self._where: dict[str, Any] = {}
+        self._infos: dict[str, TensorInfo] = {}
+        for file in files:
+            self._add(file)
+        if not self._infos:
+            raise CheckpointError(f"{label}: no tensors in it")
+
+    def _add(self, file: Path) -> None:
+        _refuse_duplicate_names(file)
+        try:
+            handle = self._stack.enter_context(safe_open(file, framework="pt"))
+            names = list(handle.keys())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{file}: not a readable safetensors file: {first_line(error)}"
+            ) from error
+        for name in names:
+            if name in self._where:
+                raise CheckpointError(f"{self.label}: {name!r} stands in two files")
+            part = handle.get_slice(name)
+            dtype = _DTYPES.get(part.get_dtype())
+            if dtype is None:
+                raise CheckpointError(
+                    f"{file}: {name!r} has dtype {part.get_dtype()}, which cannot be merged\n"
+                    f"Convert it to one of {', '.join(_DTYPES)} first"
+                )
+            self._where[name] = handle
+            self._infos[name] = describe(name, part.get_shape(), dtype)
+
+    def names(self) -> list[str]:
+        """Tensor names, sorted."""
+        return sorted(self._infos)
+
+    def info(self, name: str) -> TensorInfo:
+        """Shape, dtype and role of one tensor."""
+        return self._infos[name]
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, backed by the memory map."""
+        tensor: Tensor = self._where[name].get_tensor(name)
+        return tensor
+
+
+def _refuse_duplicate_names(file: Path) -> None:
+    """The usual reader lets the last of two equal names win, in silence."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen = dict(pairs)
+        if len(seen) != len(pairs):
+            raise CheckpointError(f"{file}: a tensor name stands twice in the header")
+        return seen
+
+    try:
+        with file.open("rb") as handle:
+            size = int.from_bytes(handle.read(8), "little")
+            if size <= 100_000_000:
+                json.loads(handle.read(size), object_pairs_hook=unique)
+    except (OSError, ValueError, RecursionError):
+        return  # the reader itself says what is wrong
+
+
+class StateDict:
+    """A state dict in memory, seen as a checkpoint."""
+
+    kind = "full"
+
+    def __init__(self, tensors: Mapping[str, Tensor], label: str) -> None:
+        if not tensors:
+            raise CheckpointError(f"{label}: no tensors in it")
+        self.label = label
+        self._tensors = dict(tensors)
+        self._infos = {
+            name: describe(name, tensor.shape, tensor.dtype)
+            for name, tensor in self._tensors.items()
+        }
+
+    def names(self) -> list[str]:
+        """Tensor names, sorted."""
+        return sorted(self._tensors)
+
+    def info(self, name: str) -> TensorInfo:
+        """Shape, dtype and role of one tensor."""
+        return self._infos[name]
+
+    def read(self, name: str) -> Tensor:
+        """The tensor itself, detached."""
+        return self._tensors[name].detach()

@@ -1,0 +1,340 @@
+"""What plugins declare: frozen data, no torch, no behaviour beyond validation."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from mtk.errors import DeclarationError
+from mtk.parameters import check_value
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Scope = Literal["element", "tensor", "two-pass", "model"]
+Output = Literal["static", "per_task", "routed"]
+STATISTICS = ("fisher", "gram")
+INVARIANTS = ("symmetric", "idempotent", "identity_at_zero")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_SLUG = re.compile(r"[a-z][a-z0-9_-]*")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise DeclarationError(message)
+
+
+def _one_of(owner: str, field_name: str, value: object, allowed: tuple[str, ...]) -> None:
+    _require(
+        value in allowed,
+        f"{owner}: {field_name} is {value!r}; allowed are {', '.join(allowed)}",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """One parameter of a method.
+
+    Args:
+        name: snake_case name, as in ``--param NAME=VALUE``.
+        default: the value used when nothing is given; its type is the type of the
+            parameter. ``None`` means that the method chooses, and needs ``type``.
+        doc: one phrase of meaning.
+        low, high: closed range of a number, or of each number of a list.
+        open_low: the lower end itself is excluded.
+        choices: the allowed values of an enumeration.
+        grid: values tried by ``mtk bench``; empty means not tuned.
+        type: ``bool``, ``int``, ``float``, ``str``, ``floats`` (a list of one number
+            per expert), ``strings``, or ``float_or_floats``. Inferred from ``default``
+            when left out.
+        stage: ``merge`` parameters go to the method, ``statistic`` parameters to the
+            collection of the statistics it needs.
+    """
+
+    name: str
+    default: Any
+    doc: str = ""
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+    choices: tuple[str, ...] = ()
+    grid: tuple[Any, ...] = ()
+    type: str = ""
+    stage: Literal["merge", "statistic"] = "merge"
+
+    def __post_init__(self) -> None:
+        _require(
+            bool(_NAME.fullmatch(self.name)), f"parameter {self.name!r}: not snake_case"
+        )
+        object.__setattr__(self, "type", self.type or _infer_type(self.name, self.default))
+        for value in (self.default, *self.grid):
+            if value is not None:
+                check_value(self, value, owner="declaration", error=DeclarationError)
+
+
+def _infer_type(name: str, default: object) -> str:
+    for kind in (bool, int, float, str):
+        if type(default) is kind:
+            return kind.__name__
+    if isinstance(default, tuple | list) and default:
+        return "strings" if isinstance(default[0], str) else "floats"
+    raise DeclarationError(f"parameter {name!r}: give type=, it has no typed default")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What a method asks for; it receives exactly this and nothing else.
+
+    Args:
+        base: the common starting model, as keyword ``base``.
+        experts: fewest and most experts; ``None`` is no limit.
+        statistics: names of statistics; each arrives under its name as a list with one
+            entry per expert, ``None`` where the statistic does not reach a tensor.
+        info: the :class:`TensorInfo` of the current tensor, as keyword ``info``.
+        data: ``unlabelled`` or ``labelled`` inputs (model scope only).
+        split: the split those data and the statistics come from.
+        gradients: differentiates through the merged model (model scope only).
+        architecture: ``same``, or ``any`` for methods that merge unlike models.
+        checkpoints: kinds of checkpoint it accepts.
+        task_at_inference: the task must be known when the result is used.
+    """
+
+    base: bool = False
+    experts: tuple[int, int | None] = (1, None)
+    statistics: tuple[str, ...] = ()
+    info: bool = False
+    data: Literal["none", "unlabelled", "labelled"] = "none"
+    split: Literal["train", "validation", "test_time"] = "validation"
+    gradients: bool = False
+    architecture: Literal["same", "any"] = "same"
+    checkpoints: tuple[str, ...] = ("full", "lora", "moe")
+    task_at_inference: bool = False
+
+    def __post_init__(self) -> None:
+        low, high = self.experts
+        _require(
+            low >= 1 and (high is None or high >= low),
+            f"needs.experts is {self.experts}; write (fewest, most or None)",
+        )
+        for name in self.statistics:
+            _one_of("needs", "statistics", name, STATISTICS)
+        _one_of("needs", "data", self.data, ("none", "unlabelled", "labelled"))
+        _one_of("needs", "split", self.split, ("train", "validation", "test_time"))
+        _one_of("needs", "architecture", self.architecture, ("same", "any"))
+        for kind in self.checkpoints:
+            _one_of("needs", "checkpoints", kind, ("full", "lora", "moe"))
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """One pass over all tensors before the merge of a two-pass method.
+
+    The target gets what the method's own target gets, and returns a dict of numbers
+    or tensors. Equal keys are added up over the tensors; the sums reach later scans and
+    the merge as ``summary``. With ``when``, the scan runs only if each named parameter
+    has one of the given values.
+    """
+
+    target: Any
+    when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A merging method.
+
+    Args:
+        name: snake_case, unique among installed plugins or used as ``dist:name``.
+        target: ``"package.module:function"`` or a function.
+        summary: one line.
+        paper: where it comes from, for example ``arXiv:2306.01708``.
+        scope: ``element`` (any slice of a tensor may be given), ``tensor``,
+            ``two-pass`` (``scans`` first) or ``model`` (whole state dicts).
+        output: ``static``, ``per_task`` (see ``decode``) or ``routed`` (see ``route``).
+        scans: passes of a two-pass method, in order.
+        decode: per_task only; target that turns a shared tensor and a code into the
+            tensor of one task.
+        route: routed only; target that gives the correction of one linear layer.
+        stochastic: draws at random; receives ``random`` and must declare ``seed``.
+        reference: shown in every benchmark table, and run on random deltas as control.
+        symmetric: the order of the experts does not matter.
+        idempotent: identical experts give that expert, at the default parameters.
+        identity_at_zero: identical experts and base give the base.
+    """
+
+    name: str
+    target: Any
+    summary: str
+    paper: str = ""
+    family: str = ""
+    needs: Needs = Needs()
+    params: tuple[Param, ...] = ()
+    scope: Scope = "element"
+    output: Output = "static"
+    scans: tuple[Scan, ...] = ()
+    decode: Any = None
+    route: Any = None
+    stochastic: bool = False
+    reference: bool = False
+    symmetric: bool = True
+    idempotent: bool = False
+    identity_at_zero: bool = True
+
+    def __post_init__(self) -> None:
+        owner = f"method {self.name!r}"
+        _require(bool(_NAME.fullmatch(self.name)), f"{owner}: the name is not snake_case")
+        _one_of(owner, "scope", self.scope, ("element", "tensor", "two-pass", "model"))
+        _one_of(owner, "output", self.output, ("static", "per_task", "routed"))
+        names = [param.name for param in self.params]
+        _require(len(set(names)) == len(names), f"{owner}: a parameter is declared twice")
+        _require(
+            (self.scope == "two-pass") == bool(self.scans),
+            f"{owner}: scans belong to scope 'two-pass', which needs at least one",
+        )
+        _require(
+            (self.output == "per_task") == (self.decode is not None),
+            f"{owner}: decode belongs to output 'per_task', which needs it",
+        )
+        _require(
+            (self.output == "routed") == (self.route is not None),
+            f"{owner}: route belongs to output 'routed', which needs it",
+        )
+        _require(
+            self.scope == "model" or (self.needs.data == "none" and not self.needs.gradients),
+            f"{owner}: data and gradients are given to scope 'model' only",
+        )
+        _require(
+            self.stochastic == ("seed" in names),
+            f"{owner}: a stochastic method declares the parameter seed, others do not",
+        )
+        _require(
+            self.scope != "model" or (not self.needs.statistics and not self.needs.info),
+            f"{owner}: statistics and info are given tensor by tensor, not in scope 'model'",
+        )
+        reserved = {"base", "experts", "info", "summary", "random", "tasks", *STATISTICS}
+        clash = reserved & set(names)
+        _require(not clash, f"{owner}: the parameter name {clash} is reserved")
+
+    @property
+    def grid(self) -> tuple[dict[str, Any], ...]:
+        """All combinations of the declared grids, the default values first."""
+        tuned = [param for param in self.params if param.grid]
+        default = {param.name: param.default for param in tuned}
+        product = itertools.product(*(param.grid for param in tuned))
+        points = [dict(zip(default, values, strict=True)) for values in product]
+        return (default, *(point for point in points if point != default))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A number computed from predictions and references.
+
+    The target is called as ``target(predictions=..., references=...)`` and returns one
+    score per item, so that intervals and paired differences can be computed.
+    """
+
+    name: str
+    target: Any
+    summary: str
+    higher_is_better: bool = True
+    low: float | None = 0.0
+    high: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        _require(bool(_NAME.fullmatch(self.name)), f"metric {self.name!r}: not snake_case")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """What knows one kind of checkpoint.
+
+    The target is a module or object with the functions of
+    :class:`mtk.adapters.AdapterTarget`. ``views`` name the ways it can present a
+    checkpoint: a LoRA adapter offers its products and its factors, an MoE adapter its
+    tensors and its single experts.
+    """
+
+    name: str
+    target: Any
+    summary: str
+    kind: Literal["full", "lora", "moe"] = "full"
+    views: tuple[str, ...] = ("tensors",)
+    formats: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require(bool(_SLUG.fullmatch(self.name)), f"adapter {self.name!r}: bad name")
+        _one_of(f"adapter {self.name!r}", "kind", self.kind, ("full", "lora", "moe"))
+        _require(bool(self.views), f"adapter {self.name!r}: at least one view")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One cell of a grid. A held-in cell has an expert, a generalization cell none."""
+
+    name: str
+    held_in: bool
+    factors: tuple[tuple[str, str], ...] = ()
+    metrics: tuple[str, ...] = ("accuracy",)
+
+    def __post_init__(self) -> None:
+        _require(bool(self.metrics), f"task {self.name!r}: at least one metric")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Track:
+    """A grid of tasks with one base. See :class:`mtk.tracks.LiveTrack` for the target.
+
+    Args:
+        adapter: name of the adapter that opens its checkpoints.
+        version: of data and recipes together; part of every record.
+        options: protocol fields with defaults, for example ``head_scope``.
+        merge: tensor-name patterns that are merged; all others stay at the base.
+    """
+
+    name: str
+    target: Any
+    summary: str
+    setting: str
+    tasks: tuple[Task, ...]
+    version: str
+    adapter: str = "full"
+    options: tuple[Param, ...] = ()
+    merge: tuple[str, ...] = ("*",)
+    source: str = ""
+    licence: str = ""
+    embedded: bool = True
+
+    def __post_init__(self) -> None:
+        owner = f"track {self.name!r}"
+        _require(bool(_SLUG.fullmatch(self.name)), f"{owner}: bad name")
+        names = [task.name for task in self.tasks]
+        _require(len(set(names)) == len(names), f"{owner}: a task is declared twice")
+        _require(bool(self.held_in), f"{owner}: no held-in task")
+
+    @property
+    def held_in(self) -> tuple[Task, ...]:
+        """Cells with an expert, in the order of the experts."""
+        return tuple(task for task in self.tasks if task.held_in)
+
+    @property
+    def generalization(self) -> tuple[Task, ...]:
+        """Cells without an expert."""
+        return tuple(task for task in self.tasks if not task.held_in)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInfo:
+    """Name, shape, dtype (``bfloat16``, ``float32`` ...) and role of one tensor.
+
+    ``role`` is ``linear``, ``embedding``, ``norm``, ``bias``, ``conv``, ``buffer`` or
+    ``other``. ``linear`` is the weight of a linear layer, (d_out, d_in).
+    ``layer`` is the weight that a bias belongs to, else the tensor's own name.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    role: str = "other"
+    layer: str = ""

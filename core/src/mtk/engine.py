@@ -1,0 +1,401 @@
+"""The engine: runs one method over lazily read checkpoints, tensor by tensor.
+
+It owns dtypes, order, chunks, seeds and checks; a method owns its mathematics. 16-bit
+tensors are computed in float32 and rounded once. Tensors are visited in one fixed order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mtk.errors import CheckpointError, MethodError, MtkError, first_line
+from mtk.loading import resolve
+from mtk.randomness import Random
+from mtk.results import PerTask, Report, Routed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from torch import Tensor
+
+    from mtk.adapters import Checkpoint
+    from mtk.declare import Method, TensorInfo
+
+# Element-wise work is cut into slices of this many entries: a few MB of float32 for a
+# handful of experts, which stays in the last-level cache of common processors.
+CHUNK = 1 << 20
+
+
+@dataclass(slots=True, kw_only=True)
+class Job:
+    """Everything one merge reads. ``params`` are complete and checked."""
+
+    method: Method
+    experts: Sequence[Checkpoint]
+    base: Checkpoint | None
+    params: Mapping[str, Any]
+    statistics: Mapping[str, Sequence[Checkpoint]] = field(default_factory=dict)
+    only: Sequence[str] = ("*",)
+    masks: Mapping[str, Tensor] | None = None
+    tasks: Sequence[Any] = ()
+    report: Report = field(default_factory=Report)
+
+    @property
+    def first(self) -> Checkpoint:
+        """Gives layout, dtypes and untouched tensors."""
+        return self.base or self.experts[0]
+
+    @property
+    def sources(self) -> list[Checkpoint]:
+        """Base, where there is one, and experts."""
+        return [*([self.base] if self.base else []), *self.experts]
+
+    def merged(self, info: TensorInfo) -> bool:
+        """Whether the method sees this tensor at all."""
+        return takes(self.only, info)
+
+
+def takes(patterns: Sequence[str], info: TensorInfo) -> bool:
+    """Whether a tensor is merged: floating point, and matched by one of the patterns."""
+    return info.role != "buffer" and any(fnmatchcase(info.name, p) for p in patterns)
+
+
+def run(job: Job, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Yield (name, Tensor | PerTask | Routed) for every tensor, in the order of ``names``.
+
+    A static result has the dtype of the first checkpoint.
+    """
+    check_structure(job)
+    job.report.tied = _tied(job)
+    if job.method.scope == "model":
+        yield from _run_model(job, names)
+        return
+    summary = _scan(job)
+    target = resolve(job.method.target)
+    done: dict[str, Any] = {}
+    kept = set(job.report.tied.values())
+    job.report.passes += 1
+    for name in names:
+        twin = job.report.tied.get(name, name)
+        if not job.merged(job.first.info(name)):
+            yield name, _copy(job, name)
+        elif twin in done:
+            yield name, done[twin]
+        else:
+            value = _merge_tensor(job, target, twin, summary)
+            if twin in kept:
+                done[twin] = value
+            yield name, value
+
+
+def check_structure(job: Job) -> None:
+    """Same names, shapes and dtypes everywhere, or an error that names the tensor."""
+    first, names = job.first, set(job.first.names())
+    for source in job.sources[1:]:
+        other = set(source.names())
+        if other != names:
+            odd = min(names ^ other)
+            has, lacks = (first, source) if odd in names else (source, first)
+            raise CheckpointError(
+                f"{odd!r} is in {has.label} but not in {lacks.label}\n"
+                f"({len(names - other)} missing, {len(other - names)} extra in all)"
+            )
+        for name in names:
+            here, there = first.info(name), source.info(name)
+            for what in ("shape", "dtype"):
+                one, two = getattr(here, what), getattr(there, what)
+                if one != two:
+                    raise CheckpointError(
+                        f"{job.method.name}: {name!r} has {what} {one} in {first.label}, "
+                        f"{two} in {source.label}"
+                    )
+    if not any(job.merged(first.info(name)) for name in names):
+        raise CheckpointError(f"no floating-point tensor matches {', '.join(job.only)}")
+    for statistic, files in job.statistics.items():
+        for file in files:
+            _check_statistic(job, statistic, file)
+
+
+def _check_statistic(job: Job, statistic: str, file: Checkpoint) -> None:
+    names = set(job.first.names())
+    for name in file.names():
+        if name not in names:
+            raise CheckpointError(
+                f"{file.label}: {statistic} for {name!r}, which the models lack"
+            )
+        shape, found = job.first.info(name).shape, file.info(name).shape
+        wanted = shape if statistic == "fisher" else (shape[-1:] * 2 if shape else ())
+        if found != wanted:
+            raise CheckpointError(
+                f"{file.label}: {statistic} of {name!r} is {found}, not {wanted}"
+            )
+
+
+def _compute_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _read(source: Checkpoint, name: str) -> Tensor:
+    tensor = source.read(name)
+    tensor = tensor.to(_compute_dtype(tensor))
+    if not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(
+            f"{source.label}: {name!r} contains NaN or infinity\n"
+            "Nothing was merged; look at how that model was trained or converted"
+        )
+    return tensor
+
+
+def _given(job: Job, name: str) -> dict[str, Any]:
+    """The tensors a method declared, under their keywords."""
+    needs = job.method.needs
+    given: dict[str, Any] = {"experts": [_read(expert, name) for expert in job.experts]}
+    if needs.base and job.base is not None:
+        given["base"] = _read(job.base, name)
+    for statistic in needs.statistics:
+        files = job.statistics[statistic]
+        given[statistic] = [
+            _read(file, name) if name in file.names() else None for file in files
+        ]
+        if None in [None if value is None else 0 for value in given[statistic]]:
+            missing = job.report.without_statistic.setdefault(statistic, [])
+            if name not in missing:
+                missing.append(name)
+    return given
+
+
+def _extras(
+    job: Job, name: str, summary: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Parameters, and what else a method declared; ``name`` is "" in model scope."""
+    method = job.method
+    extras = {
+        param.name: job.params[param.name]
+        for param in method.params
+        if param.stage == "merge" and not (method.stochastic and param.name == "seed")
+    }
+    if method.needs.info:
+        extras["info"] = job.first.info(name)
+    if method.stochastic:
+        extras["random"] = Random(job.params["seed"], name, job.masks)
+    if summary is not None:
+        extras["summary"] = summary
+    return extras
+
+
+def _scan(job: Job) -> dict[str, Any] | None:
+    if job.method.scope != "two-pass":
+        return None
+    summary: dict[str, Any] = {}
+    for scan in job.method.scans:
+        if any(job.params[name] not in values for name, values in scan.when.items()):
+            continue
+        target, sums = resolve(scan.target), {}
+        job.report.passes += 1
+        for name in job.first.names():
+            if name in job.report.tied or not job.merged(job.first.info(name)):
+                continue
+            given, extras = _given(job, name), _extras(job, name, summary)
+            for key, value in _call(job, target, name, given | extras).items():
+                sums[key] = sums[key] + value if key in sums else value
+        summary |= sums
+    return summary
+
+
+def _merge_tensor(
+    job: Job, target: Callable[..., Any], name: str, summary: Mapping[str, Any] | None
+) -> Any:
+    given, extras = _given(job, name), _extras(job, name, summary)
+    info = job.first.info(name)
+    size = torch.Size(info.shape).numel()
+    if job.method.scope == "element" and job.method.output == "static" and size > CHUNK:
+        value = _in_chunks(job, target, name, given, extras)
+    else:
+        value = _call(job, target, name, given | extras)
+    return _checked(job, name, value)
+
+
+def _in_chunks(
+    job: Job, target: Callable[..., Any], name: str, given: dict[str, Any], extras: dict[str, Any]
+) -> Tensor:
+    flat = {
+        key: [_flatten(part) for part in value] if isinstance(value, list) else value.flatten()
+        for key, value in given.items()
+    }
+    shape = given["experts"][0].shape
+    result = torch.empty_like(flat["experts"][0])
+    for start in range(0, result.numel(), CHUNK):
+        end = min(start + CHUNK, result.numel())
+        part = {
+            key: [None if item is None else item[start:end] for item in value]
+            if isinstance(value, list)
+            else value[start:end]
+            for key, value in flat.items()
+        }
+        value = _call(job, target, name, part | extras)
+        if not isinstance(value, torch.Tensor) or value.shape != (end - start,):
+            raise MethodError(
+                f"{job.method.name}: {name!r}: an element method must return a tensor of "
+                f"the shape it was given, {(end - start,)}"
+            )
+        result[start:end] = value
+    return result.view(shape)
+
+
+def _flatten(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.flatten()
+
+
+def _tensors(arguments: Mapping[str, Any]) -> list[Tensor]:
+    found = []
+    for value in arguments.values():
+        items = value if isinstance(value, list) else [value]
+        found += [item for item in items if isinstance(item, torch.Tensor)]
+    return found
+
+
+def _call(job: Job, target: Callable[..., Any], name: str, arguments: dict[str, Any]) -> Any:
+    """Call a method's function; name method and tensor in whatever goes wrong."""
+    inputs = _tensors(arguments)
+    versions = [tensor._version for tensor in inputs]
+    try:
+        with torch.no_grad():
+            result = target(**arguments)
+    except MtkError:
+        raise
+    except Exception as error:
+        raise MethodError(
+            f"{job.method.name} failed on {name!r} {job.first.info(name).shape}: "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
+    if versions != [tensor._version for tensor in inputs]:
+        raise MethodError(
+            f"{job.method.name} changed its inputs at {name!r}; work on copies\n"
+            "(an in-place operation such as += or .mul_() on an argument)"
+        )
+    return result
+
+
+def _checked(job: Job, name: str, value: Any) -> Any:
+    """Shape, type and finiteness of what a method returned; static values are rounded."""
+    method, info = job.method, job.first.info(name)
+    wanted = {"static": torch.Tensor, "per_task": PerTask, "routed": (Routed, torch.Tensor)}
+    if not isinstance(value, wanted[method.output]):  # type: ignore[arg-type]
+        raise MethodError(
+            f"{method.name} returned {type(value).__name__} for {name!r}; its declared "
+            f"output is {method.output}"
+        )
+    if isinstance(value, PerTask):
+        if len(value.codes) != len(job.experts):
+            raise MethodError(
+                f"{method.name} returned {len(value.codes)} codes for {len(job.experts)} experts"
+            )
+        _check_tensor(job, name, value.shared, info.shape)
+        return value
+    if isinstance(value, Routed):
+        tensor = _check_tensor(job, name, value.value, info.shape)
+        return Routed(tensor, value.parts)
+    return _check_tensor(job, name, value, info.shape)
+
+
+def _check_tensor(job: Job, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    method = job.method
+    if tuple(tensor.shape) != shape:
+        raise MethodError(
+            f"{method.name} returned {tuple(tensor.shape)} for {name!r}, which is {shape}"
+        )
+    if not bool(torch.isfinite(tensor).all()):
+        raise MethodError(f"{method.name} produced NaN or infinity in {name!r}")
+    dtype: torch.dtype = getattr(torch, job.first.info(name).dtype)
+    if method.output == "per_task":
+        return tensor
+    rounded = tensor.detach().to(dtype)
+    if not bool(torch.isfinite(rounded).all()):
+        raise MethodError(f"{method.name}: {name!r} does not fit {job.first.info(name).dtype}")
+    return rounded
+
+
+def _copy(job: Job, name: str) -> Tensor:
+    """A tensor outside the merge: integer buffers must agree, others come from the first."""
+    value = job.first.read(name)
+    if job.first.info(name).role == "buffer":
+        for source in job.sources[1:]:
+            if not torch.equal(value, source.read(name)):
+                raise CheckpointError(
+                    f"{name!r} holds whole numbers that differ between {job.first.label} "
+                    f"and {source.label}; they cannot be merged"
+                )
+    job.report.copied.append(name)
+    return value
+
+
+def _tied(job: Job) -> dict[str, str]:
+    """Matrices equal in all checkpoints to an earlier one -> that one's name.
+
+    Such matrices are one tied tensor under two names. They are merged, counted and drawn
+    once. Constant matrices are left out: their equality means nothing.
+    """
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for name in job.first.names():
+        info = job.first.info(name)
+        if len(info.shape) >= 2 and 0 not in info.shape and job.merged(info):
+            sample = job.first.read(name).flatten()[:16].double().tolist()
+            groups.setdefault((info.shape, info.dtype, *sample), []).append(name)
+    tied: dict[str, str] = {}
+    for names in groups.values():
+        for index, name in enumerate(names):
+            for twin in names[:index]:
+                if twin not in tied and _same_everywhere(job, name, twin):
+                    tied[name] = twin
+                    break
+    return tied
+
+
+def _same_everywhere(job: Job, name: str, twin: str) -> bool:
+    first = job.first.read(name)
+    if bool((first == first.flatten()[0]).all()):
+        return False
+    return all(torch.equal(source.read(name), source.read(twin)) for source in job.sources)
+
+
+def _run_model(job: Job, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    method = job.method
+    merged = [
+        name
+        for name in job.first.names()
+        if job.merged(job.first.info(name)) and name not in job.report.tied
+    ]
+    given: dict[str, Any] = {
+        "experts": [{name: _read(expert, name) for name in merged} for expert in job.experts]
+    }
+    if method.needs.base and job.base is not None:
+        given["base"] = {name: _read(job.base, name) for name in merged}
+    if method.needs.data != "none":
+        given["tasks"] = list(job.tasks)
+    inputs = [t for state in (*given["experts"], given.get("base", {})) for t in state.values()]
+    versions = [tensor._version for tensor in inputs]
+    job.report.passes += 1
+    try:
+        with torch.enable_grad() if method.needs.gradients else torch.no_grad():
+            result = resolve(method.target)(**given, **_extras(job, ""))
+    except MtkError:
+        raise
+    except Exception as error:
+        raise MethodError(
+            f"{method.name} failed: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    if versions != [tensor._version for tensor in inputs]:
+        raise MethodError(f"{method.name} changed its inputs; work on copies")
+    if set(result) != set(merged):
+        odd = min(set(result) ^ set(merged))
+        raise MethodError(f"{method.name} returned other tensors than it got: {odd!r}")
+    for name in names:
+        twin = job.report.tied.get(name, name)
+        if twin in result:
+            yield name, _checked(job, name, result[twin])
+        else:
+            yield name, _copy(job, name)

@@ -1,0 +1,47 @@
+"""Files that appear complete or not at all. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mtk.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def check_target(path: Path, inputs: Iterable[Path] = (), *, overwrite: bool = False) -> None:
+    """Refuse an output that exists, is no plain file, or is one of the inputs."""
+    if any(path.exists() and source.exists() and path.samefile(source) for source in inputs):
+        raise UsageError(f"{path} is also an input; inputs are never overwritten")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UsageError(f"{path} is not a plain file; choose another --output")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{path} exists; choose another --output or add --overwrite")
+    if not path.parent.is_dir():
+        raise UsageError(f"the folder {path.parent} does not exist")
+
+
+def replace_file(path: Path, write: Iterable[bytes | memoryview]) -> None:
+    """Write chunks to a temporary name beside ``path``, sync, and rename over it."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as handle:
+            for chunk in write:
+                handle.write(chunk)
+            handle.flush()
+            os.fsync(handle.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UsageError(f"{path} could not be written: {error}") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

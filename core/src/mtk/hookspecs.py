@@ -1,0 +1,67 @@
+"""The four hooks. Each yields declarations; none may import torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mtk.declare import Adapter, Method, Metric, Track
+
+hookspec = pluggy.HookspecMarker("mtk")
+hookimpl = pluggy.HookimplMarker("mtk")
+
+
+@hookspec
+def mtk_methods() -> Iterable[Method]:  # type: ignore[empty-body]
+    """Merging methods.
+
+    Example::
+
+        @mtk.hookimpl
+        def mtk_methods():
+            yield mtk.Method(name="mean", target="my_package:mean", summary="Plain mean")
+    """
+
+
+@hookspec
+def mtk_tasks() -> Iterable[Track]:  # type: ignore[empty-body]
+    """Tracks, each a grid of tasks with one base.
+
+    Example::
+
+        @mtk.hookimpl
+        def mtk_tasks():
+            yield mtk.Track(
+                name="my-grid", target="my_package.track:Grid", summary="...",
+                setting="image classification", version="1",
+                tasks=(mtk.Task(name="sketch-birds", held_in=True),),
+            )
+    """
+
+
+@hookspec
+def mtk_adapters() -> Iterable[Adapter]:  # type: ignore[empty-body]
+    """Adapters, each for one kind of checkpoint.
+
+    Example::
+
+        @mtk.hookimpl
+        def mtk_adapters():
+            yield mtk.Adapter(name="full", target="my_package.full", summary="...")
+    """
+
+
+@hookspec
+def mtk_metrics() -> Iterable[Metric]:  # type: ignore[empty-body]
+    """Metrics, each from predictions and references to one score per item.
+
+    Example::
+
+        @mtk.hookimpl
+        def mtk_metrics():
+            yield mtk.Metric(name="accuracy", target="my_package:accuracy", summary="...")
+    """

@@ -1,0 +1,103 @@
+"""The checkpoints of a track: made on first use, and known by their hashes afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtk.files import replace_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from mtk.declare import Track
+
+Found = dict[str, Any]
+
+
+def default_cache() -> Path:
+    """``MTK_CACHE``, else ``mtk`` in the user's cache folder."""
+    given = os.environ.get("MTK_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(given) if given else Path(home) / "mtk"
+
+
+def folder_of(cache: Path, track: Track) -> Path:
+    """The track's own folder in the cache."""
+    return cache / "tracks" / f"{track.name}-{track.version}"
+
+
+def find(cache: Path, track: Track, seed: int, options: Mapping[str, Any]) -> Found | None:
+    """Paths and hashes from the index, if every file is still as it was; else None.
+
+    Imports neither torch nor the track.
+    """
+    try:
+        found: Found = json.loads(_index(cache, track, seed, options).read_text())
+        for file, stamp in found["stamps"].items():
+            if _stamp(Path(file)) != stamp:
+                return None
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+    return found
+
+
+def make(
+    cache: Path,
+    track: Track,
+    seed: int,
+    options: Mapping[str, Any],
+    report: Callable[[str, float | None], None],
+) -> Found:
+    """Let the track make its checkpoints, hash them, and remember both."""
+    from mtk.loading import resolve
+
+    folder = folder_of(cache, track)
+    folder.mkdir(parents=True, exist_ok=True)
+    live = resolve(track.target)(cache=folder, seed=seed, options=dict(options))
+    models = live.prepare(report)
+    paths = {
+        "base": str(models["base"]),
+        "experts": [str(path) for path in models["experts"]],
+        "multitask": str(models["multitask"]),
+    }
+    files = {path: _weights(Path(path)) for path in (paths["base"], *paths["experts"], paths["multitask"])}
+    hashes = {path: _hash(found) for path, found in files.items()}
+    found: Found = {
+        "paths": paths,
+        "hashes": {
+            "base": hashes[str(paths["base"])],
+            "experts": [hashes[path] for path in paths["experts"]],
+            "multitask": hashes[str(paths["multitask"])],
+        },
+        "stamps": {str(file): _stamp(file) for found in files.values() for file in found},
+    }
+    index = _index(cache, track, seed, options)
+    replace_file(index, [json.dumps(found).encode()])
+    return found
+
+
+def _index(cache: Path, track: Track, seed: int, options: Mapping[str, Any]) -> Path:
+    text = json.dumps([seed, dict(options)], sort_keys=True)
+    name = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return folder_of(cache, track) / f"index-{name}.json"
+
+
+def _weights(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+
+
+def _stamp(file: Path) -> list[int]:
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _hash(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()

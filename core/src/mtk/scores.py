@@ -1,0 +1,275 @@
+"""From records to rows: means, intervals, ranks, correlations. Needs numpy only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mtk.declare import Track
+
+# Replicates of the bootstrap; enough for a 95 % interval that moves by less than 0.1 points.
+REPLICATES = 1000
+_Z95 = 1.96
+
+
+@dataclass(slots=True, kw_only=True)
+class Row:
+    """One line of the table. Scores are fractions; intervals are half widths at 95 %.
+
+    Ranks are 1 for the best of the static methods on the held-in tasks;
+    ``rank_low`` .. ``rank_high`` covers 95 % of the bootstrap.
+    ``difference`` is held-in minus that of the reference method, paired item by item.
+    """
+
+    name: str
+    qualified: str
+    group: str
+    seeds: list[int]
+    held_in: float | None = None
+    held_in_interval: float | None = None
+    normalised: float | None = None
+    worst_task: str | None = None
+    worst: float | None = None
+    generalization: float | None = None
+    generalization_interval: float | None = None
+    generalization_worst: float | None = None
+    rank: int | None = None
+    rank_low: int | None = None
+    rank_high: int | None = None
+    generalization_rank: int | None = None
+    difference: float | None = None
+    difference_interval: float | None = None
+    merge_seconds: float | None = None
+    statistics_seconds: float | None = None
+    tuning_seconds: float | None = None
+    trials: int | None = None
+    peak_bytes: int | None = None
+    added_bytes: int | None = None
+    params: list[dict[str, Any]] = field(default_factory=list)
+    tasks: dict[str, float] = field(default_factory=dict)
+    new: bool = False
+    reference: bool = False
+    note: str = ""
+
+
+class _Draws:
+    """Bootstrap weights over item ids, shared by all rows so that they stay paired."""
+
+    def __init__(self, records: Sequence[Mapping[str, Any]]) -> None:
+        ids = {i for record in records for values in record["ids"].values() for i in values}
+        self._place = {item: index for index, item in enumerate(sorted(ids))}
+        rng = np.random.default_rng(0)
+        n = max(1, len(ids))
+        self._weights = rng.multinomial(n, np.full(n, 1 / n), size=REPLICATES).astype(float)
+
+    def task(self, scores: Sequence[float], ids: Sequence[int]) -> np.ndarray:
+        """Replicates of a task's mean, (replicates,)."""
+        weights = self._weights[:, [self._place[item] for item in ids]]
+        return weights @ np.asarray(scores, float) / np.maximum(weights.sum(1), 1)
+
+    def mean(self, record: Mapping[str, Any], tasks: Sequence[str]) -> np.ndarray:
+        """Replicates of the mean over tasks."""
+        values = [self.task(record["items"][t], record["ids"][t]) for t in tasks]
+        return np.mean(values, axis=0)
+
+
+def _half_width(replicates: Sequence[np.ndarray], means: Sequence[float]) -> float:
+    """1.96 standard errors: items by bootstrap, seeds by their spread."""
+    variance = float(np.var(np.mean(replicates, axis=0)))
+    if len(means) > 1:
+        variance += float(np.var(means, ddof=1)) / len(means)
+    return _Z95 * variance**0.5
+
+
+def rows(
+    records: Sequence[Mapping[str, Any]], track: Track, new: Sequence[str] = ()
+) -> list[Row]:
+    """One row per configuration, best first within each group."""
+    if not records:
+        return []
+    draws = _Draws(records)
+    held_in = [task.name for task in track.held_in]
+    unseen = [task.name for task in track.generalization]
+    experts = {
+        record["identity"]["seed"]: record["scores"]
+        for record in records
+        if record["group"] == "baseline" and record["name"] == "experts"
+    }
+    grouped: dict[str, list[Mapping[str, Any]]] = {}
+    for record in sorted(records, key=lambda record: record["identity"]["seed"]):
+        identity = record["identity"]
+        key = (record["group"], identity["method"], str(identity.get("params")))
+        grouped.setdefault(str(key), []).append(record)
+    result, samples = [], {}
+    for group in grouped.values():
+        row = _row(group, held_in, unseen, experts, draws, new)
+        samples[id(row)] = [draws.mean(r, held_in) for r in group]
+        result.append(row)
+    _rank(result, samples)
+    _compare(result, samples, grouped)
+    order = {"baseline": 0, "control": 1, "static": 2, "per_task": 3, "routed": 4}
+    result.sort(key=lambda row: (order[row.group], -(row.held_in or 0), row.name))
+    return result
+
+
+def _row(
+    group: Sequence[Mapping[str, Any]],
+    held_in: Sequence[str],
+    unseen: Sequence[str],
+    experts: Mapping[int, Mapping[str, float]],
+    draws: _Draws,
+    new: Sequence[str],
+) -> Row:
+    first = group[0]
+    scores = {
+        task: float(np.mean([r["scores"][task] for r in group])) for task in first["scores"]
+    }
+    means = [float(np.mean([r["scores"][t] for t in held_in])) for r in group]
+    worst = min(held_in, key=lambda task: scores[task])
+    costs = {key: [r["costs"].get(key) for r in group] for key in first["costs"]}
+    row = Row(
+        name=first["name"],
+        qualified=first["identity"]["method"],
+        group=first["group"],
+        seeds=[r["identity"]["seed"] for r in group],
+        held_in=float(np.mean(means)),
+        held_in_interval=_half_width([draws.mean(r, held_in) for r in group], means),
+        worst_task=worst,
+        worst=scores[worst],
+        tasks=scores,
+        params=[r["params"] for r in group],
+        new=any(r["key"] in new for r in group),
+        reference=bool(first.get("reference")),
+        note=_note(first),
+        **{key: _typical(values) for key, values in costs.items()},
+    )
+    ratios = [
+        r["scores"][t] / experts[r["identity"]["seed"]][t]
+        for r in group
+        for t in held_in
+        if experts.get(r["identity"]["seed"], {}).get(t)
+    ]
+    if ratios:
+        row.normalised = float(np.mean(ratios))
+    if unseen and all(t in scores for t in unseen):
+        means = [float(np.mean([r["scores"][t] for t in unseen])) for r in group]
+        row.generalization = float(np.mean(means))
+        row.generalization_interval = _half_width([draws.mean(r, unseen) for r in group], means)
+        row.generalization_worst = min(scores[t] for t in unseen)
+    return row
+
+
+def _note(record: Mapping[str, Any]) -> str:
+    fixed = record["identity"].get("params")
+    return "fixed " + ", ".join(f"{k}={v}" for k, v in fixed.items()) if fixed else ""
+
+
+def _typical(values: Sequence[Any]) -> Any:
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return None
+    middle = float(np.median(numbers))
+    return round(middle) if all(isinstance(value, int) for value in numbers) else middle
+
+
+def _rank(result: Sequence[Row], samples: Mapping[int, list[np.ndarray]]) -> None:
+    static = [row for row in result if row.group == "static"]
+    if not static:
+        return
+    scores = np.array([row.held_in for row in static])
+    drawn = np.array([np.mean(samples[id(row)], axis=0) for row in static])  # (rows, draws)
+    ranks = (drawn[None] > drawn[:, None]).sum(1) + 1
+    low, high = np.percentile(ranks, [2.5, 97.5], axis=1)
+    for index, row in enumerate(static):
+        row.rank = int((scores > scores[index]).sum()) + 1
+        row.rank_low, row.rank_high = int(np.floor(low[index])), int(np.ceil(high[index]))
+    unseen = [row for row in static if row.generalization is not None]
+    for row in unseen:
+        better = [r for r in unseen if (r.generalization or 0) > (row.generalization or 0)]
+        row.generalization_rank = len(better) + 1
+
+
+def _compare(
+    result: Sequence[Row],
+    samples: Mapping[int, list[np.ndarray]],
+    grouped: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> None:
+    """Paired difference of every row to the reference method's."""
+    reference = next(
+        (row for row in result if row.reference and row.group == "static" and not row.note), None
+    )
+    if reference is None:
+        return
+    base = dict(zip(reference.seeds, samples[id(reference)], strict=True))
+    for row in result:
+        pairs = [
+            replicate - base[seed]
+            for seed, replicate in zip(row.seeds, samples[id(row)], strict=True)
+            if seed in base
+        ]
+        if row is reference or not pairs or row.held_in is None:
+            continue
+        row.difference = float(row.held_in - (reference.held_in or 0))
+        row.difference_interval = _half_width(pairs, [float(p.mean()) for p in pairs])
+
+
+def spearman(one: Sequence[float], two: Sequence[float]) -> float | None:
+    """Rank correlation with average ranks for ties; None below three pairs."""
+    if len(one) < 3:
+        return None
+    a, b = (_ranks(np.asarray(values, float)) for values in (one, two))
+    if a.std() == 0 or b.std() == 0:
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    below = (values[None] < values[:, None]).sum(1)
+    equal = (values[None] == values[:, None]).sum(1)
+    return np.asarray(below + (equal + 1) / 2, float)
+
+
+def facts(records: Sequence[Mapping[str, Any]], track: Track) -> dict[str, float]:
+    """Statements about the whole table.
+
+    ``held_in_vs_generalization``: rank correlation over static methods, mean over seeds.
+    ``stability_held_in``, ``stability_generalization``: mean rank correlation of the order
+    of methods between pairs of seeds.
+    """
+    sides = {
+        "held_in": [task.name for task in track.held_in],
+        "generalization": [task.name for task in track.generalization],
+    }
+    table: dict[str, dict[int, dict[str, float]]] = {side: {} for side in sides}
+    for record in records:
+        if record["group"] != "static" or record["identity"].get("params"):
+            continue
+        for side, tasks in sides.items():
+            if tasks and all(t in record["scores"] for t in tasks):
+                mean = float(np.mean([record["scores"][t] for t in tasks]))
+                seeds = table[side].setdefault(record["identity"]["seed"], {})
+                seeds[record["identity"]["method"]] = mean
+    found: dict[str, list[float | None]] = {}
+    for seed, first in table["held_in"].items():
+        second = table["generalization"].get(seed, {})
+        names = sorted(set(first) & set(second))
+        value = spearman([first[n] for n in names], [second[n] for n in names])
+        found.setdefault("held_in_vs_generalization", []).append(value)
+    for side, seeds in table.items():
+        order = sorted(seeds)
+        for i, one in enumerate(order):
+            for two in order[i + 1 :]:
+                names = sorted(set(seeds[one]) & set(seeds[two]))
+                value = spearman(
+                    [seeds[one][n] for n in names], [seeds[two][n] for n in names]
+                )
+                found.setdefault(f"stability_{side}", []).append(value)
+    means = {
+        key: [value for value in values if value is not None] for key, values in found.items()
+    }
+    return {key: float(np.mean(values)) for key, values in means.items() if values}

@@ -1,0 +1,184 @@
+"""Measuring one item of a plan: tune on validation, score on test, count the cost."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import statistics as numbers
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import mtk
+from mtk import records
+from mtk.loading import load, resolve
+from mtk.merging import execute
+from mtk.parameters import complete
+from mtk.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from mtk.declare import Method, Track
+    from mtk.loading import Registry
+    from mtk.planner import Item
+    from mtk.results import Merged
+
+_sessions: dict[tuple[Any, ...], Session] = {}
+_registry: Registry | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What all items of one benchmark have in common; travels to worker processes."""
+
+    track: Track
+    options: Mapping[str, Any]
+    cache: Path
+    results: Path
+    found: Mapping[int, Mapping[str, Any]]
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread: the same bytes on every run, and no spinning beside other workers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def start_worker(files: tuple[str, ...]) -> None:
+    """Initialise a worker process: load plugins, one thread."""
+    global _registry  # noqa: PLW0603  one registry a process
+    _registry = load(files)
+    torch.set_num_threads(1)
+
+
+def run_item(setting: Setting, item: Item) -> dict[str, Any]:
+    """Measure an item in this process and write its record."""
+    assert _registry is not None
+    return measure(_registry, setting, item)
+
+
+def measure(registry: Registry, setting: Setting, item: Item) -> dict[str, Any]:
+    """Measure an item and write its record."""
+    key = (setting.track.name, str(setting.options), item.seed, str(setting.cache))
+    if key not in _sessions:
+        _sessions.clear()  # one model at a time
+        _sessions[key] = Session(
+            registry,
+            setting.track,
+            seed=item.seed,
+            options=setting.options,
+            cache=setting.cache,
+            found=setting.found[item.seed],
+        )
+    session = _sessions[key]
+    with one_thread():
+        body = _baseline(session, item) if item.kind == "baseline" else _method(session, item)
+    record = {
+        "schema": records.SCHEMA,
+        "key": records.key_of(item.identity),
+        "identity": item.identity,
+        "name": item.name,
+        "environment": _environment(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **body,
+    }
+    record["scores"] = {task: numbers.fmean(values) for task, values in record["items"].items()}
+    record["ids"] = {
+        task: [int(i) for i in session.data(task, "test")["ids"]] for task in record["items"]
+    }
+    records.write(setting.results, record)
+    return record
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "mtk": mtk.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "device": "cpu",
+    }
+
+
+def _baseline(session: Session, item: Item) -> dict[str, Any]:
+    """The base, every expert on its own task, or the multitask model."""
+    paths = session.found["paths"]
+    tasks = [task.name for task in session.track.tasks]
+    if item.name == "experts":
+        items = {}
+        for task, expert in zip(session.track.held_in, session.experts, strict=True):
+            items |= session.score(_state(expert), "test", [task.name])
+    else:
+        path = paths["base" if item.name == "pretrained" else "multitask"]
+        model = session.base if item.name == "pretrained" else session.open(Path(path))
+        items = session.score(_state(model), "test", tasks)
+    return {"group": "baseline", "params": {}, "items": items, "costs": {}, "reference": False}
+
+
+def _state(checkpoint: Any) -> dict[str, Any]:
+    return {name: checkpoint.read(name) for name in checkpoint.names()}
+
+
+def _method(session: Session, item: Item) -> dict[str, Any]:
+    assert item.provided is not None
+    method: Method = item.provided.item
+    control = item.kind == "control"
+    experts = session.random_experts() if control else session.experts
+    resolve(method.target)  # so that no import is timed
+    start, tried, best, statistics_seconds = time.perf_counter(), [], None, 0.0
+    for point in item.trials:
+        params = complete(method.params, point, owner=method.name, experts=len(experts))
+        job, seconds = session.job(method, params, experts)
+        statistics_seconds = max(statistics_seconds, seconds)
+        merged = execute(job)
+        score = _validate(session, merged) if len(item.trials) > 1 else None
+        trial = {"params": point, "score": score, "merge_seconds": merged.report.seconds}
+        tried.append(trial)
+        if best is None or (score or 0) > best[0]:
+            best = (score or 0, merged, point)
+    assert best is not None
+    tuning = time.perf_counter() - start
+    _, merged, point = best
+    return {
+        "group": "control" if control else method.output,
+        "reference": method.reference,
+        "params": {**point},
+        "trials": tried,
+        "items": session.score_merged(merged, "test", held_in_only=False),
+        "costs": _costs(merged, tried, tuning, statistics_seconds),
+        "without_statistic": merged.report.without_statistic,
+    }
+
+
+def _validate(session: Session, merged: Merged) -> float:
+    """Mean over held-in validation, higher is better."""
+    scores = session.score_merged(merged, "validation", held_in_only=True)
+    means = []
+    for task in session.track.held_in:
+        mean = numbers.fmean(scores[task.name])
+        means.append(mean if session.higher_is_better(task) else -mean)
+    return numbers.fmean(means)
+
+
+def _costs(
+    merged: Merged, tried: list[dict[str, Any]], tuning: float, statistics_seconds: float
+) -> dict[str, Any]:
+    return {
+        "merge_seconds": numbers.median(trial["merge_seconds"] for trial in tried),
+        "statistics_seconds": statistics_seconds,
+        "tuning_seconds": tuning if len(tried) > 1 else 0.0,
+        "trials": len(tried),
+        "peak_bytes": merged.report.peak_bytes,
+        "added_bytes": merged.added_bytes(),
+    }

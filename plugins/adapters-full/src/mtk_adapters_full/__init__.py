@@ -1,0 +1,1 @@
+"""Plain checkpoints for mtk: safetensors files and folders, open_clip models."""

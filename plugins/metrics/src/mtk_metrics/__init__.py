@@ -1,0 +1,1 @@
+"""Metrics for mtk that need nothing but the core."""

@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import pytest
+from mtk_metrics.accuracy import score
+from mtk_metrics.plugin import mtk_metrics
+
+
+def test_one_score_per_item() -> None:
+    assert score(predictions=["a", "b"], references=["a", "c"]) == [1.0, 0.0]
+
+
+def test_unequal_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        score(predictions=[1], references=[1, 2])
+
+
+def test_declaration_has_a_direction_and_a_range() -> None:
+    (metric,) = mtk_metrics()
+    assert metric.higher_is_better
+    assert (metric.low, metric.high) == (0.0, 1.0)
