@@ -116,7 +116,13 @@ class ExplicitAttention(nn.Module):
         fused = self.in_proj(x, self.in_proj_weight, self.in_proj_bias)  # (n, length, 3 width)
         heads = fused.view(n, length, 3, self.num_heads, width // self.num_heads)
         q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # (n, heads, length, head width)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
+        # Written out: torch's fused kernel has no batching rule for per-example gradients.
+        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (n, heads, length, length)
+        if attn_mask is not None:
+            if attn_mask.dtype == torch.bool:  # True means: do not look there
+                attn_mask = torch.zeros_like(scores).masked_fill(attn_mask, float("-inf"))
+            scores = scores + attn_mask
+        mixed = scores.softmax(-1) @ v
         result = self.out_proj(mixed.transpose(1, 2).reshape(n, length, width))
         return (result if self.batch_first else result.transpose(0, 1)), None
 

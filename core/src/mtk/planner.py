@@ -206,7 +206,7 @@ def _item(
         trials=trials,
     )
     return Item(
-        name=method.name,
+        name=method.name if kind == "method" else f"random deltas ({method.name})",
         qualified=provided.qualified,
         kind=kind,
         seed=seed,
