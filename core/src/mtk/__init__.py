@@ -23,7 +23,7 @@ from mtk.declare import (
 from mtk.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from mtk.bench import bench
+    from mtk.protocol import bench
     from mtk.live import LiveTask
     from mtk.loading import load
     from mtk.merging import merge
@@ -35,7 +35,7 @@ _LAZY = {
     "Merged": "mtk.results",
     "PerTask": "mtk.results",
     "Routed": "mtk.results",
-    "bench": "mtk.bench",
+    "bench": "mtk.protocol",
     "load": "mtk.loading",
     "load_merged": "mtk.results",
     "merge": "mtk.merging",

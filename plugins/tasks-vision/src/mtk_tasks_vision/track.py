@@ -1,0 +1,223 @@
+"""The embedded image classification track ``digits-clip``.
+
+Handwritten digits in six visual styles and two groups; a small open_clip CLIP whose
+frozen text tower gives the zero-shot head. Torch and open_clip are imported only
+where they are needed, so that a prepared track answers in milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtk_tasks_vision import store
+from mtk_tasks_vision.cells import HEAD_SCOPES, HELD_IN, SPLITS, classes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torch import Tensor, nn
+
+    Report = Callable[[str, float], None]
+
+_HERE = Path(__file__).parent
+ASSET = _HERE / "assets" / "base"
+# Everything that decides what `prepare` makes; a change of any of it makes a new
+# folder in the cache instead of using the old one.
+_SOURCES = (
+    *("cells.py", "data.py", "model.py", "recipes.py"),
+    "assets/base/provenance.json",
+)
+# Experts take seeds _SPREAD * seed + cell number; multitask the one after the last.
+_SPREAD = 1000
+_BATCH = 128  # images per forward pass of `predict`; larger was not faster
+
+
+class DigitsClip:
+    """One instance of the track: a cache folder, a seed and the options."""
+
+    def __init__(
+        self, *, cache: Path, seed: int, options: Mapping[str, object]
+    ) -> None:
+        """Check the options; nothing is read or made yet.
+
+        Args:
+            cache: folder for models; made if it is not there.
+            seed: decides the experts and the multitask model, not the base.
+            options: ``head_scope``, *group* (five classes) or *joint* (ten).
+        """
+        unknown = set(options) - {"head_scope"}
+        if unknown:
+            raise ValueError(f"digits-clip has no option {min(unknown)!r}")
+        scope = options.get("head_scope", "group")
+        if scope not in HEAD_SCOPES:
+            raise ValueError(f"head_scope is {scope!r}; it may be {HEAD_SCOPES}")
+        self.cache = Path(cache)
+        self.seed = seed
+        self.head_scope = str(scope)
+        self._head: Tensor | None = None
+
+    def prepare(self, report: Report) -> Mapping[str, object]:
+        """Make the models, or find them in the cache.
+
+        Args:
+            report: told what is going on and the fraction done.
+
+        Returns:
+            ``base``, ``experts`` in the order of the held-in cells, and
+            ``multitask``: folders in open_clip's layout.
+        """
+        base = self._base()
+        folder = self._folder(f"{self.head_scope}-seed{self.seed}")
+
+        def make(work: Path) -> dict[str, Any]:
+            return self._train(base, work, report)
+
+        store.get_or_make(folder, make)
+        report("models ready", 1.0)
+        return {
+            "base": base,
+            "experts": [folder / cell for cell in HELD_IN],
+            "multitask": folder / "multitask",
+        }
+
+    def data(self, task: str, split: str) -> dict[str, Any]:
+        """Return one split of one cell.
+
+        Args:
+            task: a cell such as ``plain-low``.
+            split: train, validation or test.
+
+        Returns:
+            ``inputs`` float32 ``(n, 3, 16, 16)``; ``labels`` int64 ``(n,)``, positions
+            among the classes of the head; ``ids``, n image numbers, equal across
+            styles, for resampling by image.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"no split named {split!r}; the splits are {SPLITS}")
+        import torch
+
+        from mtk_tasks_vision import data
+
+        part = data.examples(task, split)
+        position = torch.zeros(10, dtype=torch.int64)
+        known = self.classes(task)
+        position[list(known)] = torch.arange(len(known))
+        return {
+            "inputs": torch.from_numpy(part.inputs),
+            "labels": position[torch.from_numpy(part.labels)],
+            "ids": part.ids.tolist(),
+        }
+
+    def classes(self, task: str) -> tuple[int, ...]:
+        """Return the digits that the head of a cell tells apart, in order."""
+        return classes(task, self.head_scope)
+
+    def logits(self, model: nn.Module, task: str, inputs: Tensor) -> Tensor:
+        """Return the zero-shot logits of images, differentiable in the model.
+
+        Args:
+            model: anything with ``encode_image``.
+            task: a cell; it decides the classes.
+            inputs: normalised images, ``(n, 3, 16, 16)``.
+
+        Returns:
+            ``(n, classes)``.
+        """
+        encoder: Any = model
+        embeddings: Tensor = encoder.encode_image(inputs)  # (n, width)
+        head = self._text_head()[list(self.classes(task))]
+        return embeddings @ head.to(embeddings).T
+
+    def predict(self, model: nn.Module, task: str, inputs: Tensor) -> list[int]:
+        """Return the position of each image's best class, as `data` labels them."""
+        import torch
+
+        with torch.inference_mode():
+            return [
+                label
+                for batch in torch.split(inputs, _BATCH)
+                for label in self.logits(model, task, batch).argmax(dim=1).tolist()
+            ]
+
+    def _text_head(self) -> Tensor:
+        """The base's text embeddings of the ten digits, ``(10, width)``."""
+        if self._head is None:
+            import torch
+
+            from mtk_tasks_vision import model
+
+            with torch.no_grad():
+                self._head = model.zero_shot_head(model.load(ASSET))
+        return self._head
+
+    def _base(self) -> Path:
+        """The base in float32; the package carries it in half precision."""
+
+        def make(work: Path) -> dict[str, Any]:
+            from mtk_tasks_vision import model
+
+            model.save(model.load(ASSET), work / "model")
+            return {"track": "digits-clip", "made": "base"}
+
+        folder = self._folder("base")
+        store.get_or_make(folder, make)
+        return folder / "model"
+
+    def _folder(self, name: str) -> Path:
+        return self.cache / f"digits-clip-{_version()}-{name}"
+
+    def _train(self, base: Path, work: Path, report: Report) -> dict[str, Any]:
+        """Fill a folder with the experts and the multitask model."""
+        import torch
+
+        from mtk_tasks_vision import model, recipes
+
+        start = model.load(base)
+        first = _SPREAD * self.seed
+        # The multitask model costs about as much as all experts together.
+        total = 2 * len(HELD_IN)
+        with _one_thread():
+            for i, cell in enumerate(HELD_IN):
+                report(f"training the expert {cell}", i / total)
+                expert = recipes.finetune(
+                    start, cell, seed=first + i, head_scope=self.head_scope
+                )
+                model.save(expert, work / cell)
+            report("training the multitask model", len(HELD_IN) / total)
+            joint = recipes.multitask(
+                start, HELD_IN, seed=first + len(HELD_IN), head_scope=self.head_scope
+            )
+            model.save(joint, work / "multitask")
+        return {
+            "track": "digits-clip",
+            "made": "experts and multitask",
+            "seed": self.seed,
+            "head_scope": self.head_scope,
+            "torch": torch.__version__,
+        }
+
+
+@lru_cache(maxsize=1)
+def _version() -> str:
+    """A short hash of everything that decides the models."""
+    digest = hashlib.sha256()
+    for name in _SOURCES:
+        digest.update((_HERE / name).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for the length of a block: sums in one order, so equal bytes."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
