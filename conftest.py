@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from mtk._torchvision import ensure_importable
 
 ensure_importable()

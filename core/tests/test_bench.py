@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import mtk
 import pytest
 import torch
+
+import mtk
 from mtk import models
 from mtk.errors import UsageError
 from mtk.loading import Provided
@@ -53,7 +54,9 @@ FIRST = mtk.Method(
     summary="",
     needs=mtk.Needs(statistics=("fisher",)),
     params=(
-        mtk.Param("estimator", "exact", choices=("exact", "empirical"), stage="statistic"),
+        mtk.Param(
+            "estimator", "exact", choices=("exact", "empirical"), stage="statistic"
+        ),
         mtk.Param("examples", 10, low=1, stage="statistic"),
     ),
 )
@@ -189,7 +192,10 @@ def test_a_name_used_twice_is_listed_and_not_run(run) -> None:
     other = replace(found.methods[0].plugin, distribution="other")
     found.methods.append(Provided(ADD, other))
     bench = run(registry=found)
-    assert {skipped.method for skipped in bench.plan.skipped} == {"checked:add", "other:add"}
+    assert {skipped.method for skipped in bench.plan.skipped} == {
+        "checked:add",
+        "other:add",
+    }
     chosen = run(registry=found, methods=["other:add"])
     assert "other:add" in [row.qualified for row in chosen.rows]
 
@@ -207,7 +213,8 @@ def test_seeds_train_their_own_experts_and_meet_in_one_row(run) -> None:
     assert row.seeds == [0, 1]
     assert len(row.params) == 2
     hashes = {
-        record["identity"]["seed"]: record["identity"]["models"] for record in bench.records
+        record["identity"]["seed"]: record["identity"]["models"]
+        for record in bench.records
     }
     assert hashes[0]["base"] == hashes[1]["base"]
     assert hashes[0]["experts"] != hashes[1]["experts"]
@@ -235,7 +242,9 @@ def test_records_hold_what_is_needed_to_believe_them(run, tmp_path: Path) -> Non
     assert record["scores"]["left"] == pytest.approx(sum(task) / len(task))
 
 
-def test_statistics_are_computed_once_and_their_time_is_kept(run, tmp_path, cache) -> None:
+def test_statistics_are_computed_once_and_their_time_is_kept(
+    run, tmp_path, cache
+) -> None:
     one = run(FIRST, methods=["first"])
     row = next(row for row in one.rows if row.name == "first")
     assert row.statistics_seconds > 0
@@ -266,7 +275,12 @@ def no_correction(*, x, parts):
 def test_per_task_and_routed_results_are_scored_apart(run) -> None:
     needs = mtk.Needs(base=True)
     lossless = mtk.Method(
-        name="lossless", target=split, decode=join, output="per_task", summary="", needs=needs
+        name="lossless",
+        target=split,
+        decode=join,
+        output="per_task",
+        summary="",
+        needs=needs,
     )
     nothing = mtk.Method(
         name="nothing",
@@ -285,7 +299,9 @@ def test_per_task_and_routed_results_are_scored_apart(run) -> None:
     assert rows["nothing"].tasks == rows["pretrained"].tasks
 
 
-def test_the_cache_is_trusted_only_while_the_files_are_as_they_were(run, tmp_path) -> None:
+def test_the_cache_is_trusted_only_while_the_files_are_as_they_were(
+    run, tmp_path
+) -> None:
     own = tmp_path / "cache"
     run(cache=own)
     track = registry().tracks[0].item
@@ -311,7 +327,9 @@ def test_the_cache_is_trusted_only_while_the_files_are_as_they_were(run, tmp_pat
         {"methods": ["./absent.py"]},
     ],
 )
-def test_wrong_requests_are_refused_before_anything_runs(run, changes, tmp_path) -> None:
+def test_wrong_requests_are_refused_before_anything_runs(
+    run, changes, tmp_path
+) -> None:
     with pytest.raises(UsageError) as caught:
         run(ADD, **changes)
     assert len(str(caught.value).splitlines()) <= 3

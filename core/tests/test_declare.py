@@ -3,8 +3,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import mtk
 import pytest
+
+import mtk
 from mtk.errors import DeclarationError
 
 
@@ -28,6 +29,7 @@ def test_importing_mtk_leaves_torch_unimported() -> None:
         {"decode": "a:b"},
         {"output": "strange"},
         {"stochastic": True},
+        {"stochastic": True, "params": (mtk.Param("seed", 0),)},
         {"params": (mtk.Param("seed", 0),)},
         {"params": (mtk.Param("base", 0),)},
         {"params": (mtk.Param("a", 0), mtk.Param("a", 1))},
@@ -42,7 +44,12 @@ def test_contradictions_are_refused(changes: dict[str, object]) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"experts": (0, 1)}, {"experts": (3, 2)}, {"statistics": ("nope",)}, {"split": "test"}],
+    [
+        {"experts": (0, 1)},
+        {"experts": (3, 2)},
+        {"statistics": ("nope",)},
+        {"split": "test"},
+    ],
 )
 def test_impossible_needs_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(DeclarationError):
@@ -72,11 +79,15 @@ def test_the_grid_starts_with_the_defaults_and_has_every_combination_once() -> N
 
 def test_a_track_knows_its_two_kinds_of_cells() -> None:
     tasks = (mtk.Task(name="a", held_in=True), mtk.Task(name="b", held_in=False))
-    track = mtk.Track(name="t", target="a:b", summary="", setting="", version="1", tasks=tasks)
+    track = mtk.Track(
+        name="t", target="a:b", summary="", setting="", version="1", tasks=tasks
+    )
     assert [t.name for t in track.held_in] == ["a"]
     assert [t.name for t in track.generalization] == ["b"]
     with pytest.raises(DeclarationError, match="held-in"):
-        mtk.Track(name="t", target="", summary="", setting="", version="1", tasks=tasks[1:])
+        mtk.Track(
+            name="t", target="", summary="", setting="", version="1", tasks=tasks[1:]
+        )
 
 
 def test_every_declaration_is_frozen() -> None:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import mtk
 import pytest
 import torch
+
+import mtk
 from mtk import engine
 from mtk.errors import CheckpointError, MethodError, UsageError
+from mtk.loading import Provided
 from mtk.results import PerTask, Routed
 
 if TYPE_CHECKING:
@@ -23,7 +25,9 @@ def declare(target, **changes):
     return mtk.Method(**{"name": "m", "target": target, "summary": "s"} | changes)
 
 
-def models(count: int = 2, dtype: torch.dtype = torch.float32) -> list[dict[str, torch.Tensor]]:
+def models(
+    count: int = 2, dtype: torch.dtype = torch.float32
+) -> list[dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(3)
     return [
         {
@@ -45,7 +49,9 @@ def run(target, experts, base=None, **changes):
 def test_every_tensor_is_merged_and_integers_are_copied() -> None:
     one, two = models()
     merged = run(mean, [one, two])
-    torch.testing.assert_close(merged.tensors["a.weight"], (one["a.weight"] + two["a.weight"]) / 2)
+    torch.testing.assert_close(
+        merged.tensors["a.weight"], (one["a.weight"] + two["a.weight"]) / 2
+    )
     assert torch.equal(merged.tensors["steps"], one["steps"])
     assert merged.report.copied == ["steps"]
     assert merged.tensors["empty"].shape == (0, 3)
@@ -86,6 +92,20 @@ def test_a_method_receives_what_it_declared_and_nothing_else() -> None:
     assert set(got) == {"experts", "base", "info", "x"}
 
 
+def test_an_optional_base_is_none_where_there_is_none(monkeypatch) -> None:
+    def maybe(*, experts, base):
+        return experts[0] if base is None else base
+
+    method = declare(maybe, needs=mtk.Needs(base="optional"))
+    base, *experts = models(3)
+    for size in (engine.CHUNK, 5):
+        monkeypatch.setattr(engine, "CHUNK", size)
+        alone = run(method, experts).tensors["a.weight"]
+        assert torch.equal(alone, experts[0]["a.weight"])
+        given = run(method, experts, base=base).tensors["a.weight"]
+        assert torch.equal(given, base["a.weight"])
+
+
 def in_place(*, experts):
     return experts[0].add_(1)
 
@@ -108,7 +128,7 @@ def raising(*, experts):
 
 @pytest.mark.parametrize("target", [in_place, shapeless, not_a_tensor, nan, raising])
 def test_a_faulty_method_is_named_with_the_tensor(target) -> None:
-    with pytest.raises(MethodError, match="^m ") as caught:
+    with pytest.raises(MethodError, match=r"^m ") as caught:
         run(target, models())
     assert "a.bias" in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 3
@@ -156,7 +176,9 @@ def test_only_what_matches_is_merged_and_the_rest_is_the_base() -> None:
         run(mean, [one, two], only=["zzz*"])
 
 
-def test_large_element_tensors_are_given_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_element_tensors_are_given_in_slices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     sizes = []
 
     def watch(*, experts, base):
@@ -209,7 +231,9 @@ def draw(*, experts, random):
 
 
 def test_draws_depend_on_seed_expert_and_tensor_only() -> None:
-    method = declare(draw, scope="tensor", stochastic=True, params=(mtk.Param("seed", 0),))
+    method = declare(
+        draw, scope="tensor", stochastic=True, params=(mtk.Param("seed", 0),)
+    )
     experts = models()
     everything = run(method, experts).tensors
     alone = [{"a.weight": e["a.weight"]} for e in experts]
@@ -230,7 +254,9 @@ def test_tied_matrices_are_merged_once() -> None:
         calls.append(info.name)
         return mean(experts=experts)
 
-    experts = [dict(e, tied=e["a.weight"].clone(), ones=torch.ones(2, 2)) for e in models()]
+    experts = [
+        dict(e, tied=e["a.weight"].clone(), ones=torch.ones(2, 2)) for e in models()
+    ]
     experts = [dict(e, also=torch.ones(2, 2)) for e in experts]
     merged = run(declare(watch, needs=mtk.Needs(info=True), scope="tensor"), experts)
     assert merged.report.tied == {"tied": "a.weight"}
@@ -241,7 +267,9 @@ def test_tied_matrices_are_merged_once() -> None:
 
 def elect(*, experts, base):
     shared = mean(experts=experts) - base
-    return PerTask(shared, [{"scale": torch.tensor(float(i))} for i in range(len(experts))])
+    return PerTask(
+        shared, [{"scale": torch.tensor(float(i))} for i in range(len(experts))]
+    )
 
 
 def decode(*, base, shared, code):
@@ -263,6 +291,39 @@ def test_a_per_task_result_gives_one_model_per_expert() -> None:
         merged.task(2)
 
 
+@pytest.mark.parametrize(
+    "part", [{"a.b": torch.ones(1)}, {"a": torch.tensor([float("nan")])}]
+)
+def test_codes_have_simple_names_and_finite_numbers(part) -> None:
+    def odd(*, experts):
+        return PerTask(experts[0], [part for _ in experts])
+
+    method = declare(odd, output="per_task", decode=decode)
+    with pytest.raises(MethodError, match="part"):
+        run(method, models())
+
+
+def test_without_a_base_a_task_still_has_the_dtype_of_the_experts(
+    tmp_path: Path,
+) -> None:
+    def keep(*, experts):
+        return PerTask(experts[0], [{"d": e - experts[0]} for e in experts])
+
+    def restore(*, shared, code):
+        return shared + code["d"]
+
+    method = declare(keep, output="per_task", decode=restore)
+    experts = models(2, torch.bfloat16)
+    merged = run(method, experts)
+    assert torch.equal(merged.task(1)["a.weight"], experts[1]["a.weight"])
+    path = tmp_path / "m.safetensors"
+    merged.save(path)
+    registry = mtk.load([])
+    registry.methods.append(Provided(method, None))
+    again = mtk.load_merged(path, registry=registry)
+    assert torch.equal(again.task(1)["a.weight"], experts[1]["a.weight"])
+
+
 def test_the_wrong_kind_of_result_is_refused() -> None:
     method = declare(mean, output="per_task", decode=decode)
     with pytest.raises(MethodError, match="per_task"):
@@ -275,7 +336,11 @@ def test_routing_parts_of_weight_and_bias_meet_at_the_layer() -> None:
         return Routed(experts[0], {part: experts[0]} if part else {})
 
     method = declare(
-        route_parts, scope="tensor", output="routed", route=print, needs=mtk.Needs(info=True)
+        route_parts,
+        scope="tensor",
+        output="routed",
+        route=print,
+        needs=mtk.Needs(info=True),
     )
     merged = run(method, models())
     assert set(merged.routing) == {"a.weight"}
@@ -289,7 +354,9 @@ def test_model_scope_gets_whole_state_dicts_without_integers() -> None:
         return {name: tensor + 1 for name, tensor in base.items()}
 
     method = declare(
-        whole, scope="model", needs=mtk.Needs(base=True, data="unlabelled", gradients=True)
+        whole,
+        scope="model",
+        needs=mtk.Needs(base=True, data="unlabelled", gradients=True),
     )
     base, *experts = models(3)
     merged = run(method, experts, base=base, tasks=["t0", "t1"])
@@ -310,7 +377,11 @@ def test_statistics_arrive_per_expert_and_their_absence_is_reported() -> None:
     merged = run(method, experts, statistics=statistics)
     assert torch.equal(merged.tensors["a.weight"], experts[0]["a.weight"])
     assert merged.report.without_statistic == {"fisher": ["a.bias", "empty", "scalar"]}
-    for wrong in ([{"a.weight": torch.ones(6, 4)}] * 2, [{"zzz": torch.ones(1)}] * 2, []):
+    for wrong in (
+        [{"a.weight": torch.ones(6, 4)}] * 2,
+        [{"zzz": torch.ones(1)}] * 2,
+        [],
+    ):
         with pytest.raises(UsageError):
             run(method, experts, statistics=wrong)
 

@@ -9,14 +9,15 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-import mtk
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
+import mtk
 from mtk.checkpoint import SafetensorsCheckpoint, StateDict, describe
 from mtk.errors import CheckpointError, MethodError, UsageError
 from mtk.files import check_target, replace_file
 from mtk.results import Merged, PerTask, Routed
-from safetensors.torch import load_file, save_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,6 +52,20 @@ def keep_first(*, experts):
 FIRST = mtk.Method(name="first", target=keep_first, summary="")
 
 
+def test_only_a_linear_layer_has_a_bias_of_its_own() -> None:
+    state = {
+        "fc.weight": torch.zeros(2, 3),
+        "fc.bias": torch.zeros(2),
+        "conv.weight": torch.zeros(2, 1, 3, 3),
+        "conv.bias": torch.zeros(2),
+        "lonely.bias": torch.zeros(2),
+    }
+    opened = StateDict(state, "m")
+    assert opened.info("fc.bias").layer == "fc.weight"
+    for name in ("conv.bias", "lonely.bias"):
+        assert (opened.info(name).role, opened.info(name).layer) == ("other", name)
+
+
 class Files:
     """Stands in for an adapter that opens single files."""
 
@@ -71,7 +86,9 @@ def registry(monkeypatch: pytest.MonkeyPatch):
         distribution="t", version="0", entry_point="", module="", seconds=0, hooks=(),
         imported_torch=False,
     )  # fmt: skip
-    loaded.adapters.append(Provided(mtk.Adapter(name="f", target=Files(), summary=""), here))
+    loaded.adapters.append(
+        Provided(mtk.Adapter(name="f", target=Files(), summary=""), here)
+    )
     return loaded
 
 
@@ -91,7 +108,9 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_file_to_file_keeps_every_dtype_and_the_usual_mode(file, registry, tmp_path) -> None:
+def test_file_to_file_keeps_every_dtype_and_the_usual_mode(
+    file, registry, tmp_path
+) -> None:
     out = tmp_path / "out.safetensors"
     before = file.read_bytes()
     merged = mtk.merge(FIRST, experts=[file], output=out, registry=registry)
@@ -106,7 +125,10 @@ def test_file_to_file_keeps_every_dtype_and_the_usual_mode(file, registry, tmp_p
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE(out.stat().st_mode) == 0o666 & ~umask
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors", "out.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "model.safetensors",
+        "out.safetensors",
+    ]
 
 
 def test_two_runs_give_the_same_bytes(file, registry, tmp_path) -> None:
@@ -122,11 +144,15 @@ def test_a_failed_merge_leaves_nothing(file, registry, tmp_path) -> None:
 
     method = mtk.Method(name="fails", target=fail, summary="")
     with pytest.raises(MethodError):
-        mtk.merge(method, experts=[file], output=tmp_path / "o.safetensors", registry=registry)
+        mtk.merge(
+            method, experts=[file], output=tmp_path / "o.safetensors", registry=registry
+        )
     assert [p.name for p in tmp_path.iterdir()] == [file.name]
 
 
-def test_bad_outputs_are_refused_before_anything_is_read(file, registry, tmp_path) -> None:
+def test_bad_outputs_are_refused_before_anything_is_read(
+    file, registry, tmp_path
+) -> None:
     other = tmp_path / "exists.safetensors"
     other.write_bytes(b"mine")
     link = tmp_path / "link.safetensors"
@@ -198,10 +224,15 @@ def test_damaged_files_are_refused_by_name(content: bytes, tmp_path: Path) -> No
     assert len(str(caught.value).splitlines()) <= 3
 
 
-def test_missing_models_and_unknown_formats_are_refused(registry, tmp_path: Path) -> None:
+def test_missing_models_and_unknown_formats_are_refused(
+    registry, tmp_path: Path
+) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("hello")
-    for path, says in ((tmp_path / "absent", "no such"), (text, "no installed adapter")):
+    for path, says in (
+        (tmp_path / "absent", "no such"),
+        (text, "no installed adapter"),
+    ):
         with pytest.raises(CheckpointError, match=says):
             mtk.merge(FIRST, experts=[path], registry=registry)
     with pytest.raises(CheckpointError, match="no tensors"):
@@ -216,7 +247,9 @@ def decode(*, base, shared, code):
     return base + code["k"] * shared
 
 
-def test_per_task_and_routed_results_survive_saving(tmp_path, monkeypatch, registry) -> None:
+def test_per_task_and_routed_results_survive_saving(
+    tmp_path, monkeypatch, registry
+) -> None:
     per_task = mtk.Method(
         name="double", target=double, decode=decode, output="per_task", summary="",
         needs=mtk.Needs(base=True),
@@ -233,14 +266,15 @@ def test_per_task_and_routed_results_survive_saving(tmp_path, monkeypatch, regis
 
     plugin = registry.adapters[0].plugin
     registry.methods += [Provided(per_task, plugin), Provided(routed, plugin)]
-    monkeypatch.setattr("mtk.loading.load", lambda: registry)
     base = {"a.weight": torch.ones(2, 2).bfloat16(), "n": torch.tensor([1])}
     expert = {"a.weight": torch.full((2, 2), 3.0).bfloat16(), "n": torch.tensor([1])}
     for method in (per_task, routed):
-        merged = mtk.merge(method, experts=[expert, expert], base=base, registry=registry)
+        merged = mtk.merge(
+            method, experts=[expert, expert], base=base, registry=registry
+        )
         path = tmp_path / f"{method.name}.safetensors"
         merged.save(path)
-        again = mtk.load_merged(path)
+        again = mtk.load_merged(path, registry=registry)
         assert isinstance(again, Merged)
         assert again.method == method
         for name in ("tensors", "base"):
@@ -248,10 +282,14 @@ def test_per_task_and_routed_results_survive_saving(tmp_path, monkeypatch, regis
             assert set(one) == set(two)
             assert all(torch.equal(one[key], two[key]) for key in one)
         if method is per_task:
-            assert torch.equal(again.task(1)["a.weight"], torch.full((2, 2), 5.0).bfloat16())
+            assert torch.equal(
+                again.task(1)["a.weight"], torch.full((2, 2), 5.0).bfloat16()
+            )
             assert again.task(1)["a.weight"].dtype == torch.bfloat16
         else:
-            assert torch.equal(again.routing["a.weight"]["left"], merged.routing["a.weight"]["left"])
+            assert torch.equal(
+                again.routing["a.weight"]["left"], merged.routing["a.weight"]["left"]
+            )
     plain = tmp_path / "plain.safetensors"
     save_file({"x": torch.ones(1)}, plain)
     with pytest.raises(CheckpointError, match="not written by mtk"):

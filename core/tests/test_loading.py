@@ -6,6 +6,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 import pytest
+
 from mtk.errors import AmbiguousName, DeclarationError, UnknownName, UsageError
 from mtk.loading import import_file, load, resolve
 
@@ -116,7 +117,9 @@ def test_installed_plugins_are_selected_by_the_environment(
     assert str(problem) == "mtk-fake 9 (fake): import failed: RuntimeError: boom"
 
 
-def test_calls_are_traced(plugin, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_calls_are_traced(
+    plugin, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("MTK_TRACE", "1")
     load([plugin(GOOD.format(name="traced"))])
     assert "mtk_methods()" in capsys.readouterr().err
@@ -143,5 +146,7 @@ def test_the_torchvision_shim_lets_torchvision_be_imported() -> None:
         "import torchvision, torch\n"
         "assert hasattr(torch.ops.torchvision, 'nms')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

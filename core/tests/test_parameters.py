@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-import mtk
 import pytest
+
+import mtk
 from mtk.errors import ParameterError
 from mtk.parameters import complete, parse, suggestion
 
@@ -44,7 +45,9 @@ def test_defaults_are_filled_in_and_null_asks_for_them() -> None:
         {"densty": 0.1},
     ],
 )
-def test_bad_values_are_refused_in_at_most_three_lines(given: dict[str, object]) -> None:
+def test_bad_values_are_refused_in_at_most_three_lines(
+    given: dict[str, object],
+) -> None:
     with pytest.raises(ParameterError) as caught:
         complete(PARAMS, given, owner="m", experts=3)
     assert len(str(caught.value).splitlines()) <= 3
@@ -63,7 +66,14 @@ def test_a_misspelt_name_gets_a_suggestion() -> None:
 
 
 def test_parse_reads_json_and_takes_anything_else_as_a_word() -> None:
-    pairs = ["density=0.1", "mode=sum", 'x="sum"', "flag=true", "weights=[1, 2]", "n=null"]
+    pairs = [
+        "density=0.1",
+        "mode=sum",
+        'x="sum"',
+        "flag=true",
+        "weights=[1, 2]",
+        "n=null",
+    ]
     assert parse(pairs) == {
         "density": 0.1,
         "mode": "sum",

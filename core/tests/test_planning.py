@@ -6,8 +6,9 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-import mtk
 import pytest
+
+import mtk
 from mtk import records
 from mtk.planner import refusal, trials_of
 
@@ -43,7 +44,10 @@ def test_refusals_come_from_declarations_alone(needs, says) -> None:
 
 
 def test_trials_start_with_the_defaults_and_keep_to_the_budget() -> None:
-    params = (mtk.Param("a", 0.5, grid=tuple(i / 10 for i in range(10))), mtk.Param("b", 1, grid=(1, 2, 3)))
+    params = (
+        mtk.Param("a", 0.5, grid=tuple(i / 10 for i in range(10))),
+        mtk.Param("b", 1, grid=(1, 2, 3)),
+    )
     grid = method(params=params)
     assert len(trials_of(grid, {}, 100)) == 30
     few = trials_of(grid, {}, 12)
@@ -77,7 +81,9 @@ def test_what_is_no_record_counts_as_absent(tmp_path: Path, text: str) -> None:
     assert records.read(tmp_path / "absent.json") is None
 
 
-def test_the_source_hash_follows_imports_within_the_package(tmp_path, monkeypatch) -> None:
+def test_the_source_hash_follows_imports_within_the_package(
+    tmp_path, monkeypatch
+) -> None:
     package = tmp_path / "hashme"
     package.mkdir()
     files = {
@@ -100,4 +106,6 @@ def test_the_source_hash_follows_imports_within_the_package(tmp_path, monkeypatc
 
 
 def test_a_function_is_hashed_by_its_module() -> None:
-    assert records.source_hash(method) == records.source_hash(test_a_function_is_hashed_by_its_module)
+    assert records.source_hash(method) == records.source_hash(
+        test_a_function_is_hashed_by_its_module
+    )

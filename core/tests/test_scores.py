@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-import mtk
 import numpy as np
 import pytest
+
+import mtk
 from mtk import scores
 
 TRACK = mtk.Track(
@@ -19,9 +20,14 @@ TRACK = mtk.Track(
 )
 
 
-def record(name: str, rates: dict[str, float], *, group="static", seed=0, n=200, **more):
+def record(
+    name: str, rates: dict[str, float], *, group="static", seed=0, n=200, **more
+):
     """Item scores with the given mean, the same items in every task."""
-    items = {task: [1.0] * round(rate * n) + [0.0] * (n - round(rate * n)) for task, rate in rates.items()}
+    items = {
+        task: [1.0] * round(rate * n) + [0.0] * (n - round(rate * n))
+        for task, rate in rates.items()
+    }
     return {
         "identity": {"seed": seed, "method": name, "params": more.get("fixed", {})},
         "key": f"{name}-{seed}",
@@ -82,7 +88,11 @@ def test_ranks_cover_what_the_items_cannot_tell_apart() -> None:
             record("top", {"h1": 0.99, "h2": 0.99}, group="per_task"),
         ]
     )
-    assert (rows["best"].rank, rows["best"].rank_low, rows["best"].rank_high) == (1, 1, 1)
+    assert (rows["best"].rank, rows["best"].rank_low, rows["best"].rank_high) == (
+        1,
+        1,
+        1,
+    )
     assert rows["close"].rank == rows["equal"].rank == 2
     assert rows["best"].generalization_rank == 3
     assert rows["top"].rank is None
@@ -99,7 +109,10 @@ def test_differences_to_the_reference_are_paired() -> None:
 
 def test_a_configuration_with_fixed_parameters_is_a_row_of_its_own() -> None:
     table = scores.rows(
-        [record("a", {"h1": 0.5, "h2": 0.5}), record("a", {"h1": 0.6, "h2": 0.5}, fixed={"x": 1})],
+        [
+            record("a", {"h1": 0.5, "h2": 0.5}),
+            record("a", {"h1": 0.6, "h2": 0.5}, fixed={"x": 1}),
+        ],
         TRACK,
     )
     assert [row.note for row in table] == ["fixed x=1", ""]

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-import mtk
 import pytest
 import torch
+from torch import nn
+
+import mtk
 from mtk.errors import CheckpointError, UsageError
 from mtk.live import ExplicitAttention, LiveTask, expose_linears, linear_layers, routed
 from mtk.statistics import collect
-from torch import nn
 
 D_IN, CLASSES = 5, 3
 
@@ -14,7 +15,9 @@ D_IN, CLASSES = 5, 3
 @pytest.fixture
 def task() -> LiveTask:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(D_IN, 4), nn.Tanh(), nn.Linear(4, CLASSES, bias=False))
+    model = nn.Sequential(
+        nn.Linear(D_IN, 4), nn.Tanh(), nn.Linear(4, CLASSES, bias=False)
+    )
     return LiveTask(
         name="t",
         module=model,
@@ -57,7 +60,8 @@ def test_fisher_equals_the_plain_loop(task: LiveTask, estimator: str) -> None:
 def test_sampled_fisher_converges_to_the_exact_one(task: LiveTask) -> None:
     exact = collect("fisher", task, weights(task))
     draws = [
-        collect("fisher", task, weights(task), estimator="sampled", seed=s) for s in range(200)
+        collect("fisher", task, weights(task), estimator="sampled", seed=s)
+        for s in range(200)
     ]
     mean = torch.stack([d["2.weight"] for d in draws]).mean(0)
     torch.testing.assert_close(mean, exact["2.weight"], rtol=0.2, atol=0.02)
@@ -115,7 +119,9 @@ def test_batches_cover_everything_and_are_seeded(task: LiveTask) -> None:
     assert torch.equal(first(9, 1), first(9, 1))
     x, y = next(task.labelled_batches(5, torch.Generator().manual_seed(0)))
     assert len(x) == len(y) == 5
-    nameless = LiveTask(name="t", module=task.module, forward=task.forward, inputs=task.inputs)
+    nameless = LiveTask(
+        name="t", module=task.module, forward=task.forward, inputs=task.inputs
+    )
     with pytest.raises(CheckpointError, match="labels"):
         next(nameless.labelled_batches(5, torch.Generator()))
 

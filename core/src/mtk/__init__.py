@@ -23,10 +23,10 @@ from mtk.declare import (
 from mtk.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from mtk.protocol import bench
     from mtk.live import LiveTask
     from mtk.loading import load
     from mtk.merging import merge
+    from mtk.protocol import bench
     from mtk.results import Merged, PerTask, Routed, load_merged
 
 __version__ = "0.1.0"

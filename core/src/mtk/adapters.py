@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -51,8 +51,3 @@ class AdapterTarget(Protocol):
         Its parameters have the names of the checkpoint, and every linear layer is a
         module that hooks can see (:func:`mtk.live.expose_linears`).
         """
-
-    def write(
-        self, path: Path, tensors: Mapping[str, Tensor], *, donor: Path | None, metadata: Any
-    ) -> None:
-        """Write the family's standard layout, all or nothing; ``donor`` gives configs."""

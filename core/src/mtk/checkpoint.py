@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-_EMBEDDING = re.compile(r"(^|[._])(embed|embeddings?|wte|wpe|shared|tokens?)([._]|$)|embed")
+_EMBEDDING = re.compile(
+    r"(^|[._])(embed|embeddings?|wte|wpe|shared|tokens?)([._]|$)|embed"
+)
 _NORM = re.compile(r"norm|(^|\.)ln|batch_?norm|(^|\.)bn\d*\.")
 _DTYPES = {
     "F64": torch.float64,
@@ -66,6 +69,17 @@ def describe(name: str, shape: Sequence[int], dtype: torch.dtype) -> TensorInfo:
     )
 
 
+def settle_roles(infos: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """Keep ``bias`` for the biases of linear layers; a convolution's is ``other``."""
+    return {
+        name: replace(info, role="other", layer=name)
+        if info.role == "bias"
+        and (info.layer not in infos or infos[info.layer].role != "linear")
+        else info
+        for name, info in infos.items()
+    }
+
+
 class SafetensorsCheckpoint:
     """One or several safetensors files, memory-mapped, read on request."""
 
@@ -80,6 +94,7 @@ class SafetensorsCheckpoint:
             self._add(file)
         if not self._infos:
             raise CheckpointError(f"{label}: no tensors in it")
+        self._infos = settle_roles(self._infos)
 
     def _add(self, file: Path) -> None:
         _refuse_duplicate_names(file)
@@ -145,10 +160,12 @@ class StateDict:
             raise CheckpointError(f"{label}: no tensors in it")
         self.label = label
         self._tensors = dict(tensors)
-        self._infos = {
-            name: describe(name, tensor.shape, tensor.dtype)
-            for name, tensor in self._tensors.items()
-        }
+        self._infos = settle_roles(
+            {
+                name: describe(name, t.shape, t.dtype)
+                for name, t in self._tensors.items()
+            }
+        )
 
     def names(self) -> list[str]:
         """Tensor names, sorted."""

@@ -26,7 +26,9 @@ def _require(condition: bool, message: str) -> None:
         raise DeclarationError(message)
 
 
-def _one_of(owner: str, field_name: str, value: object, allowed: tuple[str, ...]) -> None:
+def _one_of(
+    owner: str, field_name: str, value: object, allowed: tuple[str, ...]
+) -> None:
     _require(
         value in allowed,
         f"{owner}: {field_name} is {value!r}; allowed are {', '.join(allowed)}",
@@ -68,7 +70,9 @@ class Param:
         _require(
             bool(_NAME.fullmatch(self.name)), f"parameter {self.name!r}: not snake_case"
         )
-        object.__setattr__(self, "type", self.type or _infer_type(self.name, self.default))
+        object.__setattr__(
+            self, "type", self.type or _infer_type(self.name, self.default)
+        )
         for value in (self.default, *self.grid):
             if value is not None:
                 check_value(self, value, owner="declaration", error=DeclarationError)
@@ -88,7 +92,8 @@ class Needs:
     """What a method asks for; it receives exactly this and nothing else.
 
     Args:
-        base: the common starting model, as keyword ``base``.
+        base: the common starting model, as keyword ``base``. ``"optional"`` gives None
+            where the user has none.
         experts: fewest and most experts; ``None`` is no limit.
         statistics: names of statistics; each arrives under its name as a list with one
             entry per expert, ``None`` where the statistic does not reach a tensor.
@@ -101,7 +106,7 @@ class Needs:
         task_at_inference: the task must be known when the result is used.
     """
 
-    base: bool = False
+    base: bool | Literal["optional"] = False
     experts: tuple[int, int | None] = (1, None)
     statistics: tuple[str, ...] = ()
     info: bool = False
@@ -113,6 +118,10 @@ class Needs:
     task_at_inference: bool = False
 
     def __post_init__(self) -> None:
+        _require(
+            self.base in (True, False, "optional"),
+            f"needs.base is {self.base!r}; write True, False or 'optional'",
+        )
         low, high = self.experts
         _require(
             low >= 1 and (high is None or high >= low),
@@ -184,11 +193,15 @@ class Method:
 
     def __post_init__(self) -> None:
         owner = f"method {self.name!r}"
-        _require(bool(_NAME.fullmatch(self.name)), f"{owner}: the name is not snake_case")
+        _require(
+            bool(_NAME.fullmatch(self.name)), f"{owner}: the name is not snake_case"
+        )
         _one_of(owner, "scope", self.scope, ("element", "tensor", "two-pass", "model"))
         _one_of(owner, "output", self.output, ("static", "per_task", "routed"))
         names = [param.name for param in self.params]
-        _require(len(set(names)) == len(names), f"{owner}: a parameter is declared twice")
+        _require(
+            len(set(names)) == len(names), f"{owner}: a parameter is declared twice"
+        )
         _require(
             (self.scope == "two-pass") == bool(self.scans),
             f"{owner}: scans belong to scope 'two-pass', which needs at least one",
@@ -202,7 +215,8 @@ class Method:
             f"{owner}: route belongs to output 'routed', which needs it",
         )
         _require(
-            self.scope == "model" or (self.needs.data == "none" and not self.needs.gradients),
+            self.scope == "model"
+            or (self.needs.data == "none" and not self.needs.gradients),
             f"{owner}: data and gradients are given to scope 'model' only",
         )
         _require(
@@ -210,10 +224,23 @@ class Method:
             f"{owner}: a stochastic method declares the parameter seed, others do not",
         )
         _require(
-            self.scope != "model" or (not self.needs.statistics and not self.needs.info),
+            not (self.stochastic and self.scope == "element"),
+            f"{owner}: a stochastic method draws for whole tensors; use scope 'tensor'",
+        )
+        _require(
+            self.scope != "model"
+            or (not self.needs.statistics and not self.needs.info),
             f"{owner}: statistics and info are given tensor by tensor, not in scope 'model'",
         )
-        reserved = {"base", "experts", "info", "summary", "random", "tasks", *STATISTICS}
+        reserved = {
+            "base",
+            "experts",
+            "info",
+            "summary",
+            "random",
+            "tasks",
+            *STATISTICS,
+        }
         clash = reserved & set(names)
         _require(not clash, f"{owner}: the parameter name {clash} is reserved")
 
@@ -243,7 +270,9 @@ class Metric:
     high: float | None = 1.0
 
     def __post_init__(self) -> None:
-        _require(bool(_NAME.fullmatch(self.name)), f"metric {self.name!r}: not snake_case")
+        _require(
+            bool(_NAME.fullmatch(self.name)), f"metric {self.name!r}: not snake_case"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -154,18 +154,27 @@ def _given(job: Job, name: str) -> dict[str, Any]:
     """The tensors a method declared, under their keywords."""
     needs = job.method.needs
     given: dict[str, Any] = {"experts": [_read(expert, name) for expert in job.experts]}
-    if needs.base and job.base is not None:
-        given["base"] = _read(job.base, name)
+    if needs.base:
+        given["base"] = None if job.base is None else _read(job.base, name)
     for statistic in needs.statistics:
         files = job.statistics[statistic]
         given[statistic] = [
             _read(file, name) if name in file.names() else None for file in files
         ]
-        if None in [None if value is None else 0 for value in given[statistic]]:
+        if any(value is None for value in given[statistic]):
             missing = job.report.without_statistic.setdefault(statistic, [])
             if name not in missing:
                 missing.append(name)
     return given
+
+
+def own_params(method: Method, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters a method's functions receive: not the seed, not a statistic's."""
+    return {
+        param.name: params[param.name]
+        for param in method.params
+        if param.stage == "merge" and not (method.stochastic and param.name == "seed")
+    }
 
 
 def _extras(
@@ -173,11 +182,7 @@ def _extras(
 ) -> dict[str, Any]:
     """Parameters, and what else a method declared; ``name`` is "" in model scope."""
     method = job.method
-    extras = {
-        param.name: job.params[param.name]
-        for param in method.params
-        if param.stage == "merge" and not (method.stochastic and param.name == "seed")
-    }
+    extras = own_params(method, job.params)
     if method.needs.info:
         extras["info"] = job.first.info(name)
     if method.stochastic:
@@ -194,7 +199,8 @@ def _scan(job: Job) -> dict[str, Any] | None:
     for scan in job.method.scans:
         if any(job.params[name] not in values for name, values in scan.when.items()):
             continue
-        target, sums = resolve(scan.target), {}
+        target = resolve(scan.target)
+        sums: dict[str, Any] = {}
         job.report.passes += 1
         for name in job.first.names():
             if name in job.report.tied or not job.merged(job.first.info(name)):
@@ -220,10 +226,16 @@ def _merge_tensor(
 
 
 def _in_chunks(
-    job: Job, target: Callable[..., Any], name: str, given: dict[str, Any], extras: dict[str, Any]
+    job: Job,
+    target: Callable[..., Any],
+    name: str,
+    given: dict[str, Any],
+    extras: dict[str, Any],
 ) -> Tensor:
-    flat = {
-        key: [_flatten(part) for part in value] if isinstance(value, list) else value.flatten()
+    flat: dict[str, Any] = {
+        key: [_flatten(part) for part in value]
+        if isinstance(value, list)
+        else _flatten(value)
         for key, value in given.items()
     }
     shape = given["experts"][0].shape
@@ -231,9 +243,9 @@ def _in_chunks(
     for start in range(0, result.numel(), CHUNK):
         end = min(start + CHUNK, result.numel())
         part = {
-            key: [None if item is None else item[start:end] for item in value]
+            key: [_slice(item, start, end) for item in value]
             if isinstance(value, list)
-            else value[start:end]
+            else _slice(value, start, end)
             for key, value in flat.items()
         }
         value = _call(job, target, name, part | extras)
@@ -250,6 +262,10 @@ def _flatten(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.flatten()
 
 
+def _slice(tensor: Tensor | None, start: int, end: int) -> Tensor | None:
+    return None if tensor is None else tensor[start:end]
+
+
 def _tensors(arguments: Mapping[str, Any]) -> list[Tensor]:
     found = []
     for value in arguments.values():
@@ -258,7 +274,9 @@ def _tensors(arguments: Mapping[str, Any]) -> list[Tensor]:
     return found
 
 
-def _call(job: Job, target: Callable[..., Any], name: str, arguments: dict[str, Any]) -> Any:
+def _call(
+    job: Job, target: Callable[..., Any], name: str, arguments: dict[str, Any]
+) -> Any:
     """Call a method's function; name method and tensor in whatever goes wrong."""
     inputs = _tensors(arguments)
     versions = [tensor._version for tensor in inputs]
@@ -283,7 +301,11 @@ def _call(job: Job, target: Callable[..., Any], name: str, arguments: dict[str, 
 def _checked(job: Job, name: str, value: Any) -> Any:
     """Shape, type and finiteness of what a method returned; static values are rounded."""
     method, info = job.method, job.first.info(name)
-    wanted = {"static": torch.Tensor, "per_task": PerTask, "routed": (Routed, torch.Tensor)}
+    wanted = {
+        "static": torch.Tensor,
+        "per_task": PerTask,
+        "routed": (Routed, torch.Tensor),
+    }
     if not isinstance(value, wanted[method.output]):  # type: ignore[arg-type]
         raise MethodError(
             f"{method.name} returned {type(value).__name__} for {name!r}; its declared "
@@ -295,14 +317,32 @@ def _checked(job: Job, name: str, value: Any) -> Any:
                 f"{method.name} returned {len(value.codes)} codes for {len(job.experts)} experts"
             )
         _check_tensor(job, name, value.shared, info.shape)
+        for code in value.codes:
+            _check_parts(job, name, code)
         return value
     if isinstance(value, Routed):
+        _check_parts(job, name, value.parts)
         tensor = _check_tensor(job, name, value.value, info.shape)
         return Routed(tensor, value.parts)
     return _check_tensor(job, name, value, info.shape)
 
 
-def _check_tensor(job: Job, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+def _check_parts(job: Job, name: str, parts: Mapping[str, Tensor]) -> None:
+    """Codes and routing parts: simple names, finite numbers."""
+    for part, tensor in parts.items():
+        if "." in part:
+            raise MethodError(
+                f"{job.method.name}: part {part!r} of {name!r} has a dot in it"
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise MethodError(
+                f"{job.method.name} produced NaN or infinity in part {part!r} of {name!r}"
+            )
+
+
+def _check_tensor(
+    job: Job, name: str, tensor: Tensor, shape: tuple[int, ...]
+) -> Tensor:
     method = job.method
     if tuple(tensor.shape) != shape:
         raise MethodError(
@@ -315,7 +355,9 @@ def _check_tensor(job: Job, name: str, tensor: Tensor, shape: tuple[int, ...]) -
         return tensor
     rounded = tensor.detach().to(dtype)
     if not bool(torch.isfinite(rounded).all()):
-        raise MethodError(f"{method.name}: {name!r} does not fit {job.first.info(name).dtype}")
+        raise MethodError(
+            f"{method.name}: {name!r} does not fit {job.first.info(name).dtype}"
+        )
     return rounded
 
 
@@ -359,7 +401,9 @@ def _same_everywhere(job: Job, name: str, twin: str) -> bool:
     first = job.first.read(name)
     if bool((first == first.flatten()[0]).all()):
         return False
-    return all(torch.equal(source.read(name), source.read(twin)) for source in job.sources)
+    return all(
+        torch.equal(source.read(name), source.read(twin)) for source in job.sources
+    )
 
 
 def _run_model(job: Job, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -370,13 +414,19 @@ def _run_model(job: Job, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
         if job.merged(job.first.info(name)) and name not in job.report.tied
     ]
     given: dict[str, Any] = {
-        "experts": [{name: _read(expert, name) for name in merged} for expert in job.experts]
+        "experts": [
+            {name: _read(expert, name) for name in merged} for expert in job.experts
+        ]
     }
-    if method.needs.base and job.base is not None:
-        given["base"] = {name: _read(job.base, name) for name in merged}
+    if method.needs.base:
+        base = job.base
+        given["base"] = (
+            None if base is None else {name: _read(base, name) for name in merged}
+        )
     if method.needs.data != "none":
         given["tasks"] = list(job.tasks)
-    inputs = [t for state in (*given["experts"], given.get("base", {})) for t in state.values()]
+    states = [*given["experts"], given.get("base") or {}]
+    inputs = [tensor for state in states for tensor in state.values()]
     versions = [tensor._version for tensor in inputs]
     job.report.passes += 1
     try:

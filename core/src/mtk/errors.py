@@ -1,13 +1,13 @@
 """Every error a user can meet.
 
-    MtkError                 anything mtk refuses, with a message of at most three lines
-    ├── UsageError           the request is wrong: names, parameters, files  (exit code 2)
-    │   ├── UnknownName      no plugin offers that name
-    │   ├── AmbiguousName    several plugins offer that name
-    │   ├── ParameterError   a parameter is unknown, of the wrong type or out of range
-    │   └── CheckpointError  a file is missing, damaged or does not fit the others
-    ├── DeclarationError     a plugin declares something impossible
-    └── MethodError          a method failed while it ran                     (exit code 1)
+MtkError                 anything mtk refuses, with a message of at most three lines
+├── UsageError           the request is wrong: names, parameters, files  (exit code 2)
+│   ├── UnknownName      no plugin offers that name
+│   ├── AmbiguousName    several plugins offer that name
+│   ├── ParameterError   a parameter is unknown, of the wrong type or out of range
+│   └── CheckpointError  a file is missing, damaged or does not fit the others
+├── DeclarationError     a plugin declares something impossible
+└── MethodError          a method failed while it ran                     (exit code 1)
 """
 
 from __future__ import annotations

@@ -13,9 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-def check_target(path: Path, inputs: Iterable[Path] = (), *, overwrite: bool = False) -> None:
+def check_target(
+    path: Path, inputs: Iterable[Path] = (), *, overwrite: bool = False
+) -> None:
     """Refuse an output that exists, is no plain file, or is one of the inputs."""
-    if any(path.exists() and source.exists() and path.samefile(source) for source in inputs):
+    if any(
+        path.exists() and source.exists() and path.samefile(source) for source in inputs
+    ):
         raise UsageError(f"{path} is also an input; inputs are never overwritten")
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise UsageError(f"{path} is not a plain file; choose another --output")
@@ -27,7 +31,9 @@ def check_target(path: Path, inputs: Iterable[Path] = (), *, overwrite: bool = F
 
 def replace_file(path: Path, write: Iterable[bytes | memoryview]) -> None:
     """Write chunks to a temporary name beside ``path``, sync, and rename over it."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    descriptor, name = tempfile.mkstemp(
+        prefix=f".{path.name}.", suffix=".partial", dir=path.parent
+    )
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as handle:

@@ -50,7 +50,9 @@ class LiveTask:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches with labels, for methods that declared them."""
         if self.labels is None:
-            raise CheckpointError(f"task {self.name!r}: no labels were declared or given")
+            raise CheckpointError(
+                f"task {self.name!r}: no labels were declared or given"
+            )
         for index in self._indices(size, generator):
             yield self.inputs[index], self.labels[index]
 
@@ -63,7 +65,9 @@ class LiveTask:
 
 
 class _Forward(nn.Module):
-    def __init__(self, model: nn.Module, forward: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    def __init__(
+        self, model: nn.Module, forward: Callable[[nn.Module, Tensor], Tensor]
+    ) -> None:
         super().__init__()
         self.model = model
         self._call = forward
@@ -80,6 +84,7 @@ class Projection(nn.Module):
         self.weight_name = weight_name
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """``x @ weight.T + bias``, (..., d_in) -> (..., d_out)."""
         return F.linear(x, weight, bias)
 
 
@@ -94,9 +99,14 @@ class ExplicitAttention(nn.Module):
         super().__init__()
         plain = fused.in_proj_weight is not None and fused.bias_k is None
         if not plain or fused.add_zero_attn or fused.dropout:
-            raise CheckpointError("an attention layer with separate, extra or dropped keys")
+            raise CheckpointError(
+                "an attention layer with separate, extra or dropped keys"
+            )
         self.num_heads, self.batch_first = fused.num_heads, fused.batch_first
-        self.in_proj_weight, self.in_proj_bias = fused.in_proj_weight, fused.in_proj_bias
+        self.in_proj_weight, self.in_proj_bias = (
+            fused.in_proj_weight,
+            fused.in_proj_bias,
+        )
         self.in_proj = Projection("in_proj_weight")
         self.out_proj = fused.out_proj
 
@@ -109,18 +119,34 @@ class ExplicitAttention(nn.Module):
         attn_mask: Tensor | None = None,
         **unused: Any,
     ) -> tuple[Tensor, None]:
-        if key is not query or value is not query or need_weights or any(unused.values()):
-            raise CheckpointError("only plain self-attention can be made visible to hooks")
+        """The signature of ``nn.MultiheadAttention``; no attention weights come back."""
+        if (
+            key is not query
+            or value is not query
+            or need_weights
+            or any(unused.values())
+        ):
+            raise CheckpointError(
+                "only plain self-attention can be made visible to hooks"
+            )
         x = query if self.batch_first else query.transpose(0, 1)
         n, length, width = x.shape
-        fused = self.in_proj(x, self.in_proj_weight, self.in_proj_bias)  # (n, length, 3 width)
+        fused = self.in_proj(
+            x, self.in_proj_weight, self.in_proj_bias
+        )  # (n, length, 3 width)
         heads = fused.view(n, length, 3, self.num_heads, width // self.num_heads)
-        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # (n, heads, length, head width)
+        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(
+            0
+        )  # (n, heads, length, head width)
         # Written out: torch's fused kernel has no batching rule for per-example gradients.
-        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # (n, heads, length, length)
+        scores = (
+            q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+        )  # (n, heads, length, length)
         if attn_mask is not None:
             if attn_mask.dtype == torch.bool:  # True means: do not look there
-                attn_mask = torch.zeros_like(scores).masked_fill(attn_mask, float("-inf"))
+                attn_mask = torch.zeros_like(scores).masked_fill(
+                    attn_mask, float("-inf")
+                )
             scores = scores + attn_mask
         mixed = scores.softmax(-1) @ v
         result = self.out_proj(mixed.transpose(1, 2).reshape(n, length, width))
@@ -147,7 +173,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     return layers
 
 
-class routed:
+class routed:  # noqa: N801  a context manager, used as a word
     """Context manager: adds a routed result's corrections to a model's linear layers."""
 
     def __init__(
@@ -160,7 +186,9 @@ class routed:
         layers = linear_layers(model)
         strange = sorted(set(routing) - set(layers))
         if strange:
-            raise CheckpointError(f"the model has no linear layer {strange[0]!r} to route")
+            raise CheckpointError(
+                f"the model has no linear layer {strange[0]!r} to route"
+            )
         self._model, self._route, self._params = model, route, params
         self._places = [(layers[name], parts) for name, parts in routing.items()]
         self._handles: list[Any] = []
@@ -175,7 +203,7 @@ class routed:
             handle.remove()
 
     def _hook(self, parts: Mapping[str, Tensor]) -> Callable[..., Tensor]:
-        def add(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        def add(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
             return output + self._route(x=arguments[0], parts=parts, **self._params)
 
         return add

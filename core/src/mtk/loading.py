@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -155,14 +156,23 @@ def load(files: Iterable[Path | str] = ()) -> Registry:
     manager.add_hookspecs(hookspecs)
     for distribution, version, entry, importer in _sources(files):
         _load_one(registry, manager, distribution, version, entry, importer)
-    for offered in (registry.methods, registry.tracks, registry.adapters, registry.metrics):
+    for offered in (
+        registry.methods,
+        registry.tracks,
+        registry.adapters,
+        registry.metrics,
+    ):
         offered.sort(key=lambda provided: (provided.item.name, provided.qualified))
     return registry
 
 
-def _sources(files: Iterable[Path | str]) -> Iterator[tuple[str, str, str, Callable[[], Any]]]:
+def _sources(
+    files: Iterable[Path | str],
+) -> Iterator[tuple[str, str, str, Callable[[], Any]]]:
     chosen = os.environ.get("MTK_PLUGINS")
-    wanted = None if chosen is None else {part.strip() for part in chosen.split(",")} - {""}
+    wanted = (
+        None if chosen is None else {part.strip() for part in chosen.split(",")} - {""}
+    )
     entries = sorted(
         metadata.entry_points(group=GROUP),
         key=lambda entry: (entry.dist.name if entry.dist else "", entry.name),
@@ -174,7 +184,7 @@ def _sources(files: Iterable[Path | str]) -> Iterator[tuple[str, str, str, Calla
             yield distribution, version, entry.name, entry.load
     for file in files:
         path = Path(file).resolve()
-        yield path.stem, "file", path.name, lambda path=path: import_file(path)
+        yield path.stem, "file", path.name, partial(import_file, path)
 
 
 def import_file(path: Path) -> Any:
@@ -208,7 +218,10 @@ def _load_one(
     def problem(cause: str) -> None:
         registry.problems.append(
             Problem(
-                distribution=distribution, version=version, entry_point=entry, cause=cause
+                distribution=distribution,
+                version=version,
+                entry_point=entry,
+                cause=cause,
             )
         )
 
@@ -266,7 +279,9 @@ def _collect(
     try:
         for item in function() or ():
             if not isinstance(item, HOOKS[hook]):
-                problem(f"{hook} yielded {type(item).__name__}, not {HOOKS[hook].__name__}")
+                problem(
+                    f"{hook} yielded {type(item).__name__}, not {HOOKS[hook].__name__}"
+                )
                 continue
             offered.append(Provided(item, plugin))
     except Exception as error:

@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -34,7 +34,7 @@ class Measure:
     seconds: float = 0.0
     peak_bytes: int = 0
 
-    def __enter__(self) -> Measure:
+    def __enter__(self) -> Self:
         try:
             _CLEAR.write_text("5")
         except OSError:

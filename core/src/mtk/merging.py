@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from mtk.adapters import Checkpoint
     from mtk.declare import Method
+    from mtk.engine import Job
     from mtk.loading import Registry
     from mtk.results import Merged
 
@@ -48,6 +49,8 @@ def merge(
         tasks: model scope only: one :class:`mtk.live.LiveTask` per expert.
         only: tensor-name patterns; all other tensors are taken from the base.
         masks: keep masks ``mask.EXPERT.TENSOR`` that replace a random draw.
+        overwrite: replace the output if it exists.
+        registry: plugins to use instead of the installed ones.
         output: a ``.safetensors`` file; static results are streamed into it and not
             kept in memory.
 
@@ -58,40 +61,71 @@ def merge(
         UsageError: the request is wrong; nothing was written.
         MethodError: the method failed; nothing was written.
     """
-    from mtk import loading
-
-    registry = registry or loading.load()
-    declared = registry.method(method).item if isinstance(method, str) else method
-    sources = [open_model(expert, f"expert {i}", registry) for i, expert in enumerate(experts)]
-    values = complete(
-        declared.params, params or {}, owner=declared.name, experts=len(sources)
-    )
-    opened_base = None if base is None else open_model(base, "base", registry)
-    files = _statistics(declared, statistics, len(sources), registry)
-    _check_needs(declared, sources, opened_base, tasks)
     target = None
     if output is not None:
         from mtk.files import check_target
 
         target = Path(output)
-        inputs = [Path(item) for item in [base, *experts] if isinstance(item, str | Path)]
+        inputs = [
+            Path(item) for item in [base, *experts] if isinstance(item, str | Path)
+        ]
         check_target(target, inputs, overwrite=overwrite)
-    from mtk.engine import Job
-
-    job = Job(
-        method=declared,
-        experts=sources,
-        base=opened_base,
-        params=values,
-        statistics=files,
+    job = prepare(
+        method,
+        experts=experts,
+        base=base,
+        params=params,
+        statistics=statistics,
+        tasks=tasks,
         only=only,
         masks=masks,
-        tasks=tasks,
+        registry=registry,
     )
     return execute(job, target)
 
 
-def execute(job: Any, target: Path | None = None) -> Merged:
+def prepare(
+    method: str | Method,
+    *,
+    experts: Sequence[Model],
+    base: Model | None = None,
+    params: Mapping[str, Any] | None = None,
+    statistics: Mapping[str, Sequence[Model]] | Sequence[Model] | None = None,
+    tasks: Sequence[Any] = (),
+    only: Sequence[str] = ("*",),
+    masks: Mapping[str, Tensor] | None = None,
+    registry: Registry | None = None,
+) -> Job:
+    """Open and check everything that :func:`merge` needs; read no tensor.
+
+    Arguments are those of :func:`merge`. The job can be executed, or only looked at.
+    """
+    from mtk import loading
+    from mtk.engine import Job
+
+    registry = registry or loading.load()
+    declared = registry.method(method).item if isinstance(method, str) else method
+    sources = [
+        open_model(expert, f"expert {i}", registry) for i, expert in enumerate(experts)
+    ]
+    opened_base = None if base is None else open_model(base, "base", registry)
+    values = complete(
+        declared.params, params or {}, owner=declared.name, experts=len(sources)
+    )
+    _check_needs(declared, sources, opened_base, tasks)
+    return Job(
+        method=declared,
+        experts=sources,
+        base=opened_base,
+        params=values,
+        statistics=_statistics(declared, statistics, len(sources), registry),
+        only=only,
+        masks=masks,
+        tasks=tasks,
+    )
+
+
+def execute(job: Job, target: Path | None = None) -> Merged:
     """Run a job; write a static result to ``target`` tensor by tensor, or keep it."""
     from mtk.engine import run
     from mtk.measure import Measure
@@ -114,7 +148,7 @@ def execute(job: Any, target: Path | None = None) -> Merged:
     return merged
 
 
-def _collect(job: Any, merged: Merged, stream: Any) -> None:
+def _collect(job: Job, merged: Merged, stream: Any) -> None:
     from mtk.results import PerTask, Routed
 
     if job.method.output == "per_task":
@@ -124,7 +158,8 @@ def _collect(job: Any, merged: Merged, stream: Any) -> None:
             merged.tensors[name] = value.shared
             for codes, code in zip(merged.codes, value.codes, strict=True):
                 codes[name] = dict(code)
-            if job.base is not None:
+            merged.dtypes[name] = job.first.info(name).dtype
+            if job.method.needs.base and job.base is not None:
                 merged.base[name] = job.base.read(name)
         elif isinstance(value, Routed):
             merged.tensors[name] = value.value
@@ -173,7 +208,9 @@ def _statistics(
     if not isinstance(given, Mapping):
         if given and len(needed) != 1:
             need = " and ".join(needed) or "none"
-            raise UsageError(f"{method.name} needs statistics: {need}; name what you give")
+            raise UsageError(
+                f"{method.name} needs statistics: {need}; name what you give"
+            )
         given = dict.fromkeys(needed, given or ())
     files = {}
     for name in needed:
@@ -191,14 +228,23 @@ def _statistics(
 
 
 def _check_needs(
-    method: Method, experts: Sequence[Checkpoint], base: Checkpoint | None, tasks: Sequence[Any]
+    method: Method,
+    experts: Sequence[Checkpoint],
+    base: Checkpoint | None,
+    tasks: Sequence[Any],
 ) -> None:
     needs, count = method.needs, len(experts)
     low, high = needs.experts
     if count < low or (high is not None and count > high):
-        takes = str(low) if low == high else f"at least {low}" if high is None else f"{low} to {high}"
+        takes = (
+            str(low)
+            if low == high
+            else f"at least {low}"
+            if high is None
+            else f"{low} to {high}"
+        )
         raise UsageError(f"{method.name} takes {takes} experts, not {count}")
-    if needs.base and base is None:
+    if needs.base is True and base is None:
         raise UsageError(f"{method.name} needs the base model; add --base")
     for source in experts:
         if source.kind not in needs.checkpoints:

@@ -30,7 +30,9 @@ def folder_of(cache: Path, track: Track) -> Path:
     return cache / "tracks" / f"{track.name}-{track.version}"
 
 
-def find(cache: Path, track: Track, seed: int, options: Mapping[str, Any]) -> Found | None:
+def find(
+    cache: Path, track: Track, seed: int, options: Mapping[str, Any]
+) -> Found | None:
     """Paths and hashes from the index, if every file is still as it was; else None.
 
     Imports neither torch nor the track.
@@ -59,12 +61,15 @@ def make(
     folder.mkdir(parents=True, exist_ok=True)
     live = resolve(track.target)(cache=folder, seed=seed, options=dict(options))
     models = live.prepare(report)
-    paths = {
+    paths: dict[str, Any] = {
         "base": str(models["base"]),
         "experts": [str(path) for path in models["experts"]],
         "multitask": str(models["multitask"]),
     }
-    files = {path: _weights(Path(path)) for path in (paths["base"], *paths["experts"], paths["multitask"])}
+    files = {
+        path: _weights(Path(path))
+        for path in (paths["base"], *paths["experts"], paths["multitask"])
+    }
     hashes = {path: _hash(found) for path, found in files.items()}
     found: Found = {
         "paths": paths,
@@ -73,7 +78,9 @@ def make(
             "experts": [hashes[path] for path in paths["experts"]],
             "multitask": hashes[str(paths["multitask"])],
         },
-        "stamps": {str(file): _stamp(file) for found in files.values() for file in found},
+        "stamps": {
+            str(file): _stamp(file) for found in files.values() for file in found
+        },
     }
     index = _index(cache, track, seed, options)
     replace_file(index, [json.dumps(found).encode()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,9 @@ def _has_type(kind: str, value: object) -> bool:
 def _range_text(param: Param) -> str:
     if param.choices:
         return "one of " + ", ".join(param.choices)
-    low = "" if param.low is None else f"{'>' if param.open_low else '>='} {param.low:g}"
+    low = (
+        "" if param.low is None else f"{'>' if param.open_low else '>='} {param.low:g}"
+    )
     high = "" if param.high is None else f"<= {param.high:g}"
     return " and ".join(filter(None, (low, high)))
 
@@ -61,7 +64,7 @@ def _in_range(param: Param, value: Any) -> bool:
         return value in param.choices
     numbers = value if isinstance(value, list | tuple) else [value]
     for number in filter(_is_number, numbers):
-        if number != number or number in (float("inf"), float("-inf")):
+        if not math.isfinite(number):
             return False
         if param.low is not None and (
             number < param.low or (param.open_low and number == param.low)
@@ -92,7 +95,11 @@ def check_value(
 
 
 def complete(
-    params: Sequence[Param], given: Mapping[str, Any], *, owner: str, experts: int | None = None
+    params: Sequence[Param],
+    given: Mapping[str, Any],
+    *,
+    owner: str,
+    experts: int | None = None,
 ) -> dict[str, Any]:
     """Check ``given`` against the declarations and fill in the defaults.
 
@@ -114,7 +121,9 @@ def complete(
             values[name] = list(default) if isinstance(default, tuple) else default
             continue
         values[name] = check_value(param, value, owner=owner)
-        is_list = param.type in ("floats", "float_or_floats") and isinstance(value, list | tuple)
+        is_list = param.type in ("floats", "float_or_floats") and isinstance(
+            value, list | tuple
+        )
         if is_list and experts is not None and len(value) != experts:
             raise ParameterError(
                 f"{owner}: {name!r} has {len(value)} numbers for {experts} experts"
@@ -129,7 +138,9 @@ def parse(pairs: Iterable[str]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         key = key.strip().replace("-", "_")
         if not equals or not key:
-            raise ParameterError(f"--param {pair!r}: write KEY=VALUE, for example density=0.1")
+            raise ParameterError(
+                f"--param {pair!r}: write KEY=VALUE, for example density=0.1"
+            )
         if key in values:
             raise ParameterError(f"--param {key!r} is given twice")
         try:

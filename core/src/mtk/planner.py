@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from mtk.errors import MtkError, first_line
 from mtk.parameters import complete
 from mtk.records import PROTOCOL, path_of, read, source_hash
 
@@ -75,7 +75,9 @@ def refusal(method: Method, track: Track, adapter_kind: str) -> str | None:
     return None
 
 
-def trials_of(method: Method, fixed: Mapping[str, Any], budget: int) -> list[dict[str, Any]]:
+def trials_of(
+    method: Method, fixed: Mapping[str, Any], budget: int
+) -> list[dict[str, Any]]:
     """Points of the declared grid with the fixed values put in, at most ``budget``.
 
     The defaults come first and are always tried. A larger grid is sampled, with one seed
@@ -91,145 +93,173 @@ def trials_of(method: Method, fixed: Mapping[str, Any], budget: int) -> list[dic
     return points
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """What all items of one plan stand on.
+
+    ``models`` maps a seed to the hashes of its checkpoints; it is empty where they are
+    not made yet, and then nothing can be done already.
+    """
+
+    track: Provided[Track]
+    options: Mapping[str, Any]
+    models: Mapping[int, Mapping[str, Any]]
+    results: Path
+    budget: int
+
+    def baseline(self, name: str, seed: int) -> Item:
+        """The item of a baseline."""
+        identity = self._identity(seed, kind="baseline", method=name)
+        return Item(
+            name=name,
+            qualified=name,
+            kind="baseline",
+            seed=seed,
+            identity=identity,
+            path=path_of(self.results, identity),
+        )
+
+    def method(
+        self, provided: Provided[Method], seed: int, fixed: Mapping[str, Any]
+    ) -> Item:
+        """The item of a method with these fixed values."""
+        return self._measured(provided, seed, fixed, kind="method", budget=self.budget)
+
+    def control(self, provided: Provided[Method], seed: int) -> Item:
+        """The item of a reference method on random deltas, at its defaults."""
+        return self._measured(provided, seed, {}, kind="control", budget=1)
+
+    def _measured(
+        self,
+        provided: Provided[Method],
+        seed: int,
+        fixed: Mapping[str, Any],
+        *,
+        kind: Kind,
+        budget: int,
+    ) -> Item:
+        method = provided.item
+        trials = trials_of(method, fixed, budget)
+        scans = [scan.target for scan in method.scans]
+        targets = [method.target, *scans, method.decode, method.route]
+        identity = self._identity(
+            seed,
+            kind=kind,
+            method=provided.qualified,
+            version=provided.plugin.version,
+            source=[source_hash(target) for target in targets if target is not None],
+            params=dict(fixed),
+            trials=trials,
+        )
+        return Item(
+            name=method.name if kind == "method" else f"random deltas ({method.name})",
+            qualified=provided.qualified,
+            kind=kind,
+            seed=seed,
+            identity=identity,
+            path=path_of(self.results, identity),
+            trials=tuple(trials),
+            provided=provided,
+        )
+
+    def _identity(self, seed: int, **more: Any) -> dict[str, Any]:
+        return {
+            "protocol": PROTOCOL,
+            "track": self.track.item.name,
+            "track_version": self.track.item.version,
+            "options": dict(self.options),
+            "seed": seed,
+            "models": dict(self.models.get(seed, {})),
+            **more,
+        }
+
+
 def plan(
     registry: Registry,
-    track: Provided[Track],
+    ground: Ground,
     *,
     chosen: Sequence[Provided[Method]],
     fixed: Mapping[str, Any],
     seeds: Sequence[int],
-    options: Mapping[str, Any],
-    models: Mapping[int, Mapping[str, Any]],
-    results: Path,
-    budget: int,
 ) -> Plan:
     """Plan a benchmark. ``chosen`` empty means every installed method.
 
-    ``models`` maps a seed to the hashes of its checkpoints (empty where they are not made
-    yet, and then nothing can be done already).
+    Reference methods, their controls and the baselines are always part of it; what others
+    have left in the results folder is part of the table.
     """
-    result = Plan(track=track, seeds=tuple(seeds))
-    kind = registry.adapter(track.item.adapter).item.kind
-    ambiguous = registry.ambiguous()
+    result = Plan(track=ground.track, seeds=tuple(seeds))
+    kind = registry.adapter(ground.track.item.adapter).item.kind
     wanted = {provided.qualified for provided in chosen}
     for provided in registry.methods:
-        method, name = provided.item, provided.item.name
-        selected = not chosen or provided.qualified in wanted
-        if selected and not chosen and name in ambiguous:
-            others = " and ".join(q for q in ambiguous[name] if q != provided.qualified)
-            result.skipped.append(Skipped(provided.qualified, f"the name is also {others}"))
-            continue
-        reason = refusal(method, track.item, kind)
         values = fixed if provided.qualified in wanted else {}
-        if reason is None:
-            reason = _unusable(provided, values, len(track.item.held_in))
+        reason = _reason(
+            registry, provided, ground.track.item, kind, values, bool(chosen)
+        )
+        selected = not chosen or provided.qualified in wanted
         if reason is not None:
             if selected:
-                result.skipped.append(Skipped(name, reason))
+                result.skipped.append(reason)
             continue
-        variants = [values] if not values else [values, {}]
         for seed in seeds:
-            for variant in variants:
-                run = (selected and variant is values) or method.reference
-                _add(result, _item(provided, seed, variant, track, options, models, results, budget), run)
-            if method.reference:
-                control = _item(
-                    provided, seed, {}, track, options, models, results, 1, kind="control"
+            _add(
+                result,
+                ground.method(provided, seed, values),
+                run=selected or provided.item.reference,
+            )
+            if values:
+                _add(
+                    result,
+                    ground.method(provided, seed, {}),
+                    run=provided.item.reference,
                 )
-                _add(result, control, run=True)
+            if provided.item.reference:
+                _add(result, ground.control(provided, seed), run=True)
     for seed in seeds:
         for name in BASELINES:
-            identity = _identity(track, seed, options, models, kind="baseline", method=name)
-            path = path_of(results, identity)
-            item = Item(
-                name=name, qualified=name, kind="baseline", seed=seed, identity=identity, path=path
-            )
-            _add(result, item, run=True)
+            _add(result, ground.baseline(name, seed), run=True)
     return result
 
 
-def _unusable(provided: Provided[Method], fixed: Mapping[str, Any], experts: int) -> str | None:
-    """A declared target that cannot be found, or parameters that do not fit."""
-    complete(provided.item.params, fixed, owner=provided.item.name, experts=experts)
-    from mtk.loading import resolve
+def _reason(
+    registry: Registry,
+    provided: Provided[Method],
+    track: Track,
+    kind: str,
+    fixed: Mapping[str, Any],
+    named: bool,
+) -> Skipped | None:
+    """Why a method is left out, or None. A name used twice must be asked for in full."""
+    method = provided.item
+    others = [
+        q for q in registry.ambiguous().get(method.name, []) if q != provided.qualified
+    ]
+    if others and not named:
+        return Skipped(provided.qualified, f"the name is also {' and '.join(others)}")
+    complete(method.params, fixed, owner=method.name, experts=len(track.held_in))
+    reason = refusal(method, track, kind) or _unusable(provided)
+    return None if reason is None else Skipped(method.name, reason)
 
-    try:
-        for target in (provided.item.target, *(scan.target for scan in provided.item.scans)):
-            if isinstance(target, str):
-                _find_module(target)
-            else:
-                resolve(target)
-    except (MtkError, ImportError, ValueError) as error:
-        return f"{provided.plugin.distribution}: {first_line(error)}"
+
+def _unusable(provided: Provided[Method]) -> str | None:
+    """A declared target that cannot be found."""
+    for target in (
+        provided.item.target,
+        *(scan.target for scan in provided.item.scans),
+    ):
+        if not isinstance(target, str):
+            continue
+        module = target.partition(":")[0]
+        try:
+            found = importlib.util.find_spec(module) is not None
+        except (ImportError, ValueError):
+            found = False
+        if not found:
+            return f"{provided.plugin.distribution}: there is no module {module!r}"
     return None
 
 
-def _find_module(target: str) -> None:
-    import importlib.util
-
-    module = target.partition(":")[0]
-    if importlib.util.find_spec(module) is None:
-        raise ImportError(f"no module named {module!r}, which its target names")
-
-
-def _add(result: Plan, item: Item, run: bool) -> None:
+def _add(result: Plan, item: Item, *, run: bool) -> None:
     if item.done:
         result.done.append(item)
     elif run:
         result.todo.append(item)
-
-
-def _item(
-    provided: Provided[Method],
-    seed: int,
-    fixed: Mapping[str, Any],
-    track: Provided[Track],
-    options: Mapping[str, Any],
-    models: Mapping[int, Mapping[str, Any]],
-    results: Path,
-    budget: int,
-    kind: Kind = "method",
-) -> Item:
-    method = provided.item
-    trials = trials_of(method, fixed, budget)
-    targets = [method.target, *(scan.target for scan in method.scans), method.decode, method.route]
-    identity = _identity(
-        track,
-        seed,
-        options,
-        models,
-        kind=kind,
-        method=provided.qualified,
-        version=provided.plugin.version,
-        source=[source_hash(target) for target in targets if target is not None],
-        params=dict(fixed),
-        trials=trials,
-    )
-    return Item(
-        name=method.name if kind == "method" else f"random deltas ({method.name})",
-        qualified=provided.qualified,
-        kind=kind,
-        seed=seed,
-        identity=identity,
-        path=path_of(results, identity),
-        trials=tuple(trials),
-        provided=provided,
-    )
-
-
-def _identity(
-    track: Provided[Track],
-    seed: int,
-    options: Mapping[str, Any],
-    models: Mapping[int, Mapping[str, Any]],
-    **more: Any,
-) -> dict[str, Any]:
-    return {
-        "protocol": PROTOCOL,
-        "track": track.item.name,
-        "track_version": track.item.version,
-        "options": dict(options),
-        "seed": seed,
-        "models": dict(models.get(seed, {})),
-        **more,
-    }

@@ -13,15 +13,14 @@ from mtk import models, planner, records, scores
 from mtk.errors import MtkError, UsageError
 from mtk.loading import load
 from mtk.parameters import complete
-from mtk.planner import Plan
-from mtk.scores import Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mtk.declare import Method, Track
     from mtk.loading import Provided, Registry
-    from mtk.planner import Item
+    from mtk.planner import Item, Plan
+    from mtk.scores import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ def bench(
     Raises:
         UsageError: the request is wrong; nothing was computed.
     """
-    tell = report or (lambda message, share: None)
+    tell = report or (lambda _message, _share: None)
     files = [name for name in methods if _is_file(name)]
     if registry is None:
         registry = load(files)
@@ -93,9 +92,15 @@ def bench(
     if params and not chosen:
         raise UsageError("parameters belong to methods; name one with --method")
     if budget < 1 or not seeds or min(seeds) < 0:
-        raise UsageError("the budget is at least 1, and seeds are whole numbers from 0 on")
+        raise UsageError(
+            "the budget is at least 1, and seeds are whole numbers from 0 on"
+        )
+    for provided in chosen:
+        complete(provided.item.params, params or {}, owner=provided.item.name)
     settings = complete(
-        provided_track.item.options, options or {}, owner=f"track {provided_track.item.name}"
+        provided_track.item.options,
+        options or {},
+        owner=f"track {provided_track.item.name}",
     )
     cache_folder = Path(cache) if cache is not None else models.default_cache()
     folder = Path(results)
@@ -103,24 +108,23 @@ def bench(
         raise UsageError(f"{folder} is not a folder; choose another for the results")
     _check_metrics(registry, provided_track.item)
     found = {
-        seed: models.find(cache_folder, provided_track.item, seed, settings) for seed in seeds
+        seed: models.find(cache_folder, provided_track.item, seed, settings)
+        for seed in seeds
     }
     if not dry_run:
         for seed in seeds:
             found[seed] = found[seed] or models.make(
                 cache_folder, provided_track.item, seed, settings, tell
             )
-    hashes = {seed: (entry or {}).get("hashes", {}) for seed, entry in found.items()}
-    planned = planner.plan(
-        registry,
-        provided_track,
-        chosen=chosen,
-        fixed=params or {},
-        seeds=seeds,
+    ground = planner.Ground(
+        track=provided_track,
         options=settings,
-        models=hashes,
+        models={seed: (entry or {}).get("hashes", {}) for seed, entry in found.items()},
         results=folder,
         budget=budget,
+    )
+    planned = planner.plan(
+        registry, ground, chosen=chosen, fixed=params or {}, seeds=seeds
     )
     result = Bench(plan=planned)
     if not dry_run and planned.todo:
@@ -207,7 +211,10 @@ def _expected_cost(item: Item) -> tuple[int, int]:
     """Methods that train are started first, so that no worker waits for them alone."""
     method = item.provided.item if item.provided else None
     trains = method is not None and method.scope == "model"
-    return (2 if trains else int(bool(method and method.needs.statistics)), len(item.trials))
+    return (
+        2 if trains else int(bool(method and method.needs.statistics)),
+        len(item.trials),
+    )
 
 
 def _in_this_process(
@@ -234,19 +241,26 @@ def _in_processes(
         initargs=(files,),
     )
     waiting = {pool.submit(run_item, setting, item): item for item in todo}
+    workers_now = list((pool._processes or {}).values())  # noqa: SLF001  no public way before 3.14
     try:
         for future in concurrent.futures.as_completed(waiting):
             error = future.exception()
             yield waiting[future], future.result() if error is None else _message(error)
     finally:
+        interrupted = not all(future.done() for future in waiting)
         pool.shutdown(wait=False, cancel_futures=True)
+        if interrupted:
+            for worker in workers_now:
+                worker.terminate()
 
 
 def _message(error: BaseException) -> str:
     if isinstance(error, MtkError):
         return str(error)
     if isinstance(error, concurrent.futures.BrokenExecutor):
-        return "its worker process died, perhaps for lack of memory; run again to continue"
+        return (
+            "its worker process died, perhaps for lack of memory; run again to continue"
+        )
     return f"{type(error).__name__}: {error}"
 
 

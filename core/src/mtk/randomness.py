@@ -46,7 +46,9 @@ class Random:
         if self._masks is not None:
             key = f"mask.{expert}.{self._tensor}"
             if key not in self._masks or self._masks[key].shape != like.shape:
-                raise CheckpointError(f"the given masks have no {key!r} of {tuple(like.shape)}")
+                raise CheckpointError(
+                    f"the given masks have no {key!r} of {tuple(like.shape)}"
+                )
             return self._masks[key].to(device=like.device, dtype=torch.bool)
         draw = torch.rand(like.shape, generator=self.generator(expert))
         return (draw < density).to(like.device)

@@ -29,7 +29,11 @@ def key_of(identity: Mapping[str, Any]) -> str:
 def path_of(folder: Path, identity: Mapping[str, Any]) -> Path:
     """Where the record of that identity is or will be."""
     name = str(identity["method"]).replace(":", ".")
-    return folder / str(identity["track"]) / f"{name}-s{identity['seed']}-{key_of(identity)}.json"
+    return (
+        folder
+        / str(identity["track"])
+        / f"{name}-s{identity['seed']}-{key_of(identity)}.json"
+    )
 
 
 def write(folder: Path, record: Mapping[str, Any]) -> Path:
@@ -75,20 +79,32 @@ def _sources(module: str) -> Iterator[tuple[str, str]]:
         text = _source(name)
         if text is not None:
             yield name, text
-            pending += [found for found in _imports(text) if found.split(".")[0] == package]
+            pending += [
+                found for found in _imports(text) if found.split(".")[0] == package
+            ]
 
 
 def _source(module: str) -> str | None:
-    loaded = sys.modules.get(module)
-    origin = getattr(loaded, "__file__", None)
-    if origin is None:
-        try:
-            spec = importlib.util.find_spec(module)
-        except (ImportError, ValueError):
-            return None
-        origin = spec.origin if spec else None
-    path = Path(origin) if origin else None
-    return path.read_text() if path and path.suffix == ".py" and path.is_file() else None
+    """The text of a module, found without importing it."""
+    loaded = getattr(sys.modules.get(module), "__file__", None)
+    if loaded is not None:
+        return _text(Path(loaded))
+    top, *parts = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if spec is None or spec.origin is None:
+        return None
+    origin = Path(spec.origin)
+    if not parts:
+        return _text(origin)
+    path = origin.parent.joinpath(*parts)
+    return _text(path.with_suffix(".py")) or _text(path / "__init__.py")
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text() if path.suffix == ".py" and path.is_file() else None
 
 
 def _imports(text: str) -> Iterator[str]:

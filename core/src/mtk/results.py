@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mtk.declare import Method
+    from mtk.loading import Registry
 
 FORMAT = "1"
 
@@ -61,6 +62,7 @@ class Merged:
         codes: per_task: for every expert, tensor name -> part -> tensor.
         routing: routed: linear weight name -> part -> tensor.
         base: per_task: the base tensors that decoding needs.
+        dtypes: per_task: tensor name -> dtype of a decoded tensor.
         path: where a static result was written instead of being kept in memory.
     """
 
@@ -70,15 +72,20 @@ class Merged:
     codes: list[dict[str, dict[str, Tensor]]] = field(default_factory=list)
     routing: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     base: dict[str, Tensor] = field(default_factory=dict)
+    dtypes: dict[str, str] = field(default_factory=dict)
     report: Report = field(default_factory=Report)
     path: Path | None = None
 
     def task(self, index: int) -> dict[str, Tensor]:
         """The state dict for one task of a per-task result."""
         if self.method.output != "per_task":
-            raise UsageError(f"{self.method.name} gives one {self.method.output} result")
+            raise UsageError(
+                f"{self.method.name} gives one {self.method.output} result"
+            )
         if not 0 <= index < len(self.codes):
             raise UsageError(f"task {index} of {len(self.codes)}: counted from 0")
+        import torch
+
         from mtk.loading import resolve
 
         decode, codes = resolve(self.method.decode), self.codes[index]
@@ -87,16 +94,22 @@ class Merged:
             if name not in codes:
                 state[name] = shared
                 continue
-            given = {"base": self.base[name].to(shared.dtype)} if self.method.needs.base else {}
+            given = (
+                {"base": self.base[name].to(shared.dtype)}
+                if self.method.needs.base
+                else {}
+            )
             value = decode(shared=shared, code=codes[name], **given)
-            state[name] = value.to(self.base[name].dtype) if given else value
+            state[name] = value.to(getattr(torch, self.dtypes[name]))
         return state
 
     def added_bytes(self) -> int:
         """Storage beyond one static checkpoint."""
         tables = [*(code for codes in self.codes for code in codes.values())]
         tables += list(self.routing.values())
-        return sum(t.numel() * t.element_size() for table in tables for t in table.values())
+        return sum(
+            t.numel() * t.element_size() for table in tables for t in table.values()
+        )
 
     def save(self, path: Path, *, overwrite: bool = False) -> None:
         """Write everything into one safetensors file that :func:`load_merged` reads.
@@ -112,7 +125,8 @@ class Merged:
         tensors = dict(self.tensors) if self.method.output == "static" else self._flat()
         infos = layout(describe(name, t.shape, t.dtype) for name, t in tensors.items())
         ordered = ((info.name, tensors[info.name]) for info in infos)
-        write_safetensors(path, infos, ordered, metadata(self.method, self.params))
+        head = metadata(self.method, self.params, dtypes=self.dtypes)
+        write_safetensors(path, infos, ordered, head)
 
     def _flat(self) -> dict[str, Tensor]:
         flat = {f"shared.{name}": tensor for name, tensor in self.tensors.items()}
@@ -125,7 +139,9 @@ class Merged:
         return flat
 
 
-def metadata(method: Method, params: Mapping[str, Any]) -> dict[str, str]:
+def metadata(
+    method: Method, params: Mapping[str, Any], dtypes: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """What a merged file says about itself in its header."""
     import mtk
 
@@ -138,32 +154,41 @@ def metadata(method: Method, params: Mapping[str, Any]) -> dict[str, str]:
                 "output": method.output,
                 "params": dict(params),
                 "version": mtk.__version__,
+                **({"dtypes": dict(dtypes)} if dtypes else {}),
             },
             sort_keys=True,
         ),
     }
 
 
-def load_merged(path: Path | str) -> Merged:
-    """Read back what :meth:`Merged.save` wrote; the method's plugin must be installed."""
+def load_merged(path: Path | str, *, registry: Registry | None = None) -> Merged:
+    """Read back what :meth:`Merged.save` wrote.
+
+    The method's plugin must be installed, or be in the ``registry``.
+    """
     from pathlib import Path
 
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    from mtk.errors import CheckpointError
+    from mtk.errors import CheckpointError, first_line
     from mtk.loading import load
 
     file = Path(path)
     if not file.is_file():
         raise CheckpointError(f"no such file: {file}")
-    with safe_open(file, framework="pt") as handle:
-        text = (handle.metadata() or {}).get("mtk")
-        if text is None:
-            raise CheckpointError(f"{file} was not written by mtk; open it as a checkpoint")
-        head = json.loads(text)
-        tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-    method = load().method(head["method"]).item
-    merged = Merged(method=method, params=head["params"])
+    try:
+        with safe_open(file, framework="pt") as handle:
+            text = (handle.metadata() or {}).get("mtk")
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{file}: not a readable safetensors file: {first_line(error)}"
+        ) from error
+    if text is None:
+        raise CheckpointError(f"{file} was not written by mtk; open it as a checkpoint")
+    head = json.loads(text)
+    method = (registry or load()).method(head["method"]).item
+    merged = Merged(method=method, params=head["params"], dtypes=head.get("dtypes", {}))
     if head["output"] == "static":
         merged.tensors = tensors
         return merged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -61,21 +62,28 @@ class _Draws:
     """Bootstrap weights over item ids, shared by all rows so that they stay paired."""
 
     def __init__(self, records: Sequence[Mapping[str, Any]]) -> None:
-        ids = {i for record in records for values in record["ids"].values() for i in values}
+        ids = {
+            i for record in records for values in record["ids"].values() for i in values
+        }
         self._place = {item: index for index, item in enumerate(sorted(ids))}
         rng = np.random.default_rng(0)
         n = max(1, len(ids))
-        self._weights = rng.multinomial(n, np.full(n, 1 / n), size=REPLICATES).astype(float)
+        self._weights = rng.multinomial(n, np.full(n, 1 / n), size=REPLICATES).astype(
+            float
+        )
 
     def task(self, scores: Sequence[float], ids: Sequence[int]) -> np.ndarray:
         """Replicates of a task's mean, (replicates,)."""
         weights = self._weights[:, [self._place[item] for item in ids]]
-        return weights @ np.asarray(scores, float) / np.maximum(weights.sum(1), 1)
+        means: np.ndarray = weights @ np.asarray(scores, float)
+        ratio: np.ndarray = means / np.maximum(weights.sum(1), 1)
+        return ratio
 
     def mean(self, record: Mapping[str, Any], tasks: Sequence[str]) -> np.ndarray:
         """Replicates of the mean over tasks."""
         values = [self.task(record["items"][t], record["ids"][t]) for t in tasks]
-        return np.mean(values, axis=0)
+        mean: np.ndarray = np.mean(values, axis=0)
+        return mean
 
 
 def _half_width(replicates: Sequence[np.ndarray], means: Sequence[float]) -> float:
@@ -83,7 +91,7 @@ def _half_width(replicates: Sequence[np.ndarray], means: Sequence[float]) -> flo
     variance = float(np.var(np.mean(replicates, axis=0)))
     if len(means) > 1:
         variance += float(np.var(means, ddof=1)) / len(means)
-    return _Z95 * variance**0.5
+    return float(_Z95 * variance**0.5)
 
 
 def rows(
@@ -111,7 +119,7 @@ def rows(
         samples[id(row)] = [draws.mean(r, held_in) for r in group]
         result.append(row)
     _rank(result, samples)
-    _compare(result, samples, grouped)
+    _compare(result, samples)
     order = {"baseline": 0, "control": 1, "static": 2, "per_task": 3, "routed": 4}
     result.sort(key=lambda row: (order[row.group], -(row.held_in or 0), row.name))
     return result
@@ -127,7 +135,8 @@ def _row(
 ) -> Row:
     first = group[0]
     scores = {
-        task: float(np.mean([r["scores"][task] for r in group])) for task in first["scores"]
+        task: float(np.mean([r["scores"][task] for r in group]))
+        for task in first["scores"]
     }
     means = [float(np.mean([r["scores"][t] for t in held_in])) for r in group]
     worst = min(held_in, key=lambda task: scores[task])
@@ -159,7 +168,9 @@ def _row(
     if unseen and all(t in scores for t in unseen):
         means = [float(np.mean([r["scores"][t] for t in unseen])) for r in group]
         row.generalization = float(np.mean(means))
-        row.generalization_interval = _half_width([draws.mean(r, unseen) for r in group], means)
+        row.generalization_interval = _half_width(
+            [draws.mean(r, unseen) for r in group], means
+        )
         row.generalization_worst = min(scores[t] for t in unseen)
     return row
 
@@ -182,26 +193,37 @@ def _rank(result: Sequence[Row], samples: Mapping[int, list[np.ndarray]]) -> Non
     if not static:
         return
     scores = np.array([row.held_in for row in static])
-    drawn = np.array([np.mean(samples[id(row)], axis=0) for row in static])  # (rows, draws)
+    drawn = np.array(
+        [np.mean(samples[id(row)], axis=0) for row in static]
+    )  # (rows, draws)
     ranks = (drawn[None] > drawn[:, None]).sum(1) + 1
     low, high = np.percentile(ranks, [2.5, 97.5], axis=1)
     for index, row in enumerate(static):
         row.rank = int((scores > scores[index]).sum()) + 1
-        row.rank_low, row.rank_high = int(np.floor(low[index])), int(np.ceil(high[index]))
+        row.rank_low, row.rank_high = (
+            int(np.floor(low[index])),
+            int(np.ceil(high[index])),
+        )
     unseen = [row for row in static if row.generalization is not None]
     for row in unseen:
-        better = [r for r in unseen if (r.generalization or 0) > (row.generalization or 0)]
+        better = [
+            r for r in unseen if (r.generalization or 0) > (row.generalization or 0)
+        ]
         row.generalization_rank = len(better) + 1
 
 
 def _compare(
     result: Sequence[Row],
     samples: Mapping[int, list[np.ndarray]],
-    grouped: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> None:
     """Paired difference of every row to the reference method's."""
     reference = next(
-        (row for row in result if row.reference and row.group == "static" and not row.note), None
+        (
+            row
+            for row in result
+            if row.reference and row.group == "static" and not row.note
+        ),
+        None,
     )
     if reference is None:
         return
@@ -245,31 +267,35 @@ def facts(records: Sequence[Mapping[str, Any]], track: Track) -> dict[str, float
         "held_in": [task.name for task in track.held_in],
         "generalization": [task.name for task in track.generalization],
     }
-    table: dict[str, dict[int, dict[str, float]]] = {side: {} for side in sides}
-    for record in records:
-        if record["group"] != "static" or record["identity"].get("params"):
-            continue
-        for side, tasks in sides.items():
-            if tasks and all(t in record["scores"] for t in tasks):
-                mean = float(np.mean([record["scores"][t] for t in tasks]))
-                seeds = table[side].setdefault(record["identity"]["seed"], {})
-                seeds[record["identity"]["method"]] = mean
-    found: dict[str, list[float | None]] = {}
-    for seed, first in table["held_in"].items():
-        second = table["generalization"].get(seed, {})
-        names = sorted(set(first) & set(second))
-        value = spearman([first[n] for n in names], [second[n] for n in names])
-        found.setdefault("held_in_vs_generalization", []).append(value)
-    for side, seeds in table.items():
-        order = sorted(seeds)
-        for i, one in enumerate(order):
-            for two in order[i + 1 :]:
-                names = sorted(set(seeds[one]) & set(seeds[two]))
-                value = spearman(
-                    [seeds[one][n] for n in names], [seeds[two][n] for n in names]
-                )
-                found.setdefault(f"stability_{side}", []).append(value)
-    means = {
-        key: [value for value in values if value is not None] for key, values in found.items()
+    table = {side: _means(records, tasks) for side, tasks in sides.items()}
+    seen: dict[str, list[float | None]] = {
+        "held_in_vs_generalization": [
+            _agreement(means, table["generalization"].get(seed, {}))
+            for seed, means in table["held_in"].items()
+        ]
     }
-    return {key: float(np.mean(values)) for key, values in means.items() if values}
+    for side, seeds in table.items():
+        pairs = itertools.combinations(seeds.values(), 2)
+        seen[f"stability_{side}"] = [_agreement(one, two) for one, two in pairs]
+    known = {key: [v for v in values if v is not None] for key, values in seen.items()}
+    return {key: float(np.mean(values)) for key, values in known.items() if values}
+
+
+def _means(
+    records: Sequence[Mapping[str, Any]], tasks: Sequence[str]
+) -> dict[int, dict[str, float]]:
+    """Seed -> static method -> mean over the tasks; tuned configurations only."""
+    table: dict[int, dict[str, float]] = {}
+    for record in records:
+        identity = record["identity"]
+        scored = bool(tasks) and all(task in record["scores"] for task in tasks)
+        if record["group"] == "static" and not identity.get("params") and scored:
+            mean = float(np.mean([record["scores"][task] for task in tasks]))
+            table.setdefault(identity["seed"], {})[identity["method"]] = mean
+    return table
+
+
+def _agreement(one: Mapping[str, float], two: Mapping[str, float]) -> float | None:
+    """Rank correlation over the methods that both have."""
+    names = sorted(set(one) & set(two))
+    return spearman([one[name] for name in names], [two[name] for name in names])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtk.checkpoint import SafetensorsCheckpoint, StateDict
-from mtk.engine import Job, takes
+from mtk.engine import Job, own_params, takes
 from mtk.errors import CheckpointError
 from mtk.live import LiveTask, routed
 from mtk.loading import resolve
@@ -56,7 +56,9 @@ class Session:
         }
         paths = found["paths"]
         self.base: Checkpoint = self._adapter.open(Path(paths["base"]))
-        self.experts: list[Checkpoint] = [self._adapter.open(Path(p)) for p in paths["experts"]]
+        self.experts: list[Checkpoint] = [
+            self._adapter.open(Path(p)) for p in paths["experts"]
+        ]
         self.module: nn.Module = self._adapter.build(Path(paths["base"]))
         self._data: dict[tuple[str, str], Any] = {}
 
@@ -77,7 +79,9 @@ class Session:
 
     def live_tasks(self, split: str, *, labelled: bool) -> list[LiveTask]:
         """The held-in tasks as methods and statistics see them."""
-        return [self._live_task(task.name, split, labelled) for task in self.track.held_in]
+        return [
+            self._live_task(task.name, split, labelled) for task in self.track.held_in
+        ]
 
     def _live_task(self, name: str, split: str, labelled: bool) -> LiveTask:
         data = self.data(name, split)
@@ -90,7 +94,11 @@ class Session:
         )
 
     def score(
-        self, tensors: Mapping[str, Tensor], split: str, tasks: Iterable[str], context: Any = None
+        self,
+        tensors: Mapping[str, Tensor],
+        split: str,
+        tasks: Iterable[str],
+        context: Any = None,
     ) -> dict[str, list[float]]:
         """Item scores of each task for the model with these weights."""
         self.module.load_state_dict(dict(tensors), strict=True)
@@ -102,13 +110,17 @@ class Session:
                 metric = self._metrics[self._task(name).metrics[0]]
                 score = resolve(metric.target)
                 references = data["labels"].tolist()
-                result[name] = score(predictions=list(predictions), references=references)
+                result[name] = score(
+                    predictions=list(predictions), references=references
+                )
         return result
 
     def _task(self, name: str) -> Any:
         return next(task for task in self.track.tasks if task.name == name)
 
-    def score_merged(self, merged: Merged, split: str, *, held_in_only: bool) -> dict[str, list[float]]:
+    def score_merged(
+        self, merged: Merged, split: str, *, held_in_only: bool
+    ) -> dict[str, list[float]]:
         """Item scores of a merged model of any output kind.
 
         A per-task result is scored on the held-in tasks only: an unseen task has no code.
@@ -122,15 +134,18 @@ class Session:
             }
         context = None
         if merged.method.output == "routed":
-            params = {p.name: merged.params[p.name] for p in merged.method.params}
-            context = routed(self.module, merged.routing, resolve(merged.method.route), params)
+            route = resolve(merged.method.route)
+            params = own_params(merged.method, merged.params)
+            context = routed(self.module, merged.routing, route, params)
         return self.score(merged.tensors, split, names, context)
 
     def statistics(
         self, method: Method, params: Mapping[str, Any]
     ) -> tuple[dict[str, list[Checkpoint]], float]:
         """The statistics a method needs, from the cache or computed; and their seconds."""
-        given = {p.name: params[p.name] for p in method.params if p.stage == "statistic"}
+        given = {
+            p.name: params[p.name] for p in method.params if p.stage == "statistic"
+        }
         result: dict[str, list[Checkpoint]] = {}
         seconds = 0.0
         for name in method.needs.statistics:
@@ -138,33 +153,58 @@ class Session:
             tasks = self.live_tasks(method.needs.split, labelled=labelled)
             result[name] = []
             for index, task in enumerate(tasks):
-                opened, spent = self._statistic(name, index, task, method.needs.split, given)
+                opened, spent = self._statistic(
+                    name, index, task, method.needs.split, given
+                )
                 result[name].append(opened)
                 seconds += spent
         return result, seconds
 
     def _statistic(
-        self, name: str, index: int, task: LiveTask, split: str, given: Mapping[str, Any]
+        self,
+        name: str,
+        index: int,
+        task: LiveTask,
+        split: str,
+        given: Mapping[str, Any],
     ) -> tuple[Checkpoint, float]:
         from safetensors.torch import save
 
         from mtk.files import replace_file
 
-        relevant = {k: v for k, v in given.items() if name == "fisher" or k != "estimator"}
+        relevant = {
+            k: v for k, v in given.items() if name == "fisher" or k != "estimator"
+        }
         expert_hash = self.found["hashes"]["experts"][index]
-        identity = [name, expert_hash, task.name, split, self.seed, self.track.version, relevant]
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
+        identity = [
+            name,
+            expert_hash,
+            task.name,
+            split,
+            self.seed,
+            self.track.version,
+            relevant,
+        ]
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[
+            :24
+        ]
         folder = self._cache / "statistics"
         folder.mkdir(parents=True, exist_ok=True)
         path, cost = folder / f"{name}-{key}.safetensors", folder / f"{name}-{key}.json"
         label = f"{name} of expert {index}"
         try:
-            return SafetensorsCheckpoint([path], label), float(json.loads(cost.read_text()))
+            return SafetensorsCheckpoint([path], label), float(
+                json.loads(cost.read_text())
+            )
         except (CheckpointError, OSError, ValueError):
             pass
         start = time.perf_counter()
         expert = self.experts[index]
-        tensors = {n: expert.read(n) for n in expert.names() if takes(self.track.merge, expert.info(n))}
+        tensors = {
+            n: expert.read(n)
+            for n in expert.names()
+            if takes(self.track.merge, expert.info(n))
+        }
         values = collect(name, task, tensors, seed=self.seed, **relevant)
         seconds = time.perf_counter() - start
         replace_file(path, [save(values)])
@@ -183,7 +223,8 @@ class Session:
                     continue
                 delta = value.float() - base.float()
                 noise = torch.randn(
-                    delta.shape, generator=stream(self.seed, "random delta", index, name)
+                    delta.shape,
+                    generator=stream(self.seed, "random delta", index, name),
                 )
                 noise *= delta.norm() / noise.norm().clamp_min(1e-12)
                 state[name] = (base.float() + noise).to(value.dtype)
@@ -197,7 +238,9 @@ class Session:
         statistics, seconds = self.statistics(method, params)
         tasks: list[LiveTask] = []
         if method.needs.data != "none":
-            tasks = self.live_tasks(method.needs.split, labelled=method.needs.data == "labelled")
+            tasks = self.live_tasks(
+                method.needs.split, labelled=method.needs.data == "labelled"
+            )
         job = Job(
             method=method,
             experts=experts,

@@ -43,16 +43,21 @@ def collect(
         name: ``fisher`` or ``gram``.
         task: the expert's task; its data are drawn without replacement.
         tensors: the expert's weights. Fisher is taken of the floating-point ones.
+        seed: of the order of the examples, and of sampled labels.
         examples: most inputs used.
         params: ``estimator`` for ``fisher``.
 
     Returns:
         tensor name -> statistic, float32, as ``PARAMETERS.md`` lays the files out.
     """
-    order = torch.randperm(len(task.inputs), generator=stream(seed, "examples", task.name))
+    order = torch.randperm(
+        len(task.inputs), generator=stream(seed, "examples", task.name)
+    )
     chosen = order[:examples]
     if not len(chosen):
-        raise UsageError(f"task {task.name!r} has no examples for the statistic {name!r}")
+        raise UsageError(
+            f"task {task.name!r} has no examples for the statistic {name!r}"
+        )
     if name == "gram":
         return gram(task, tensors, chosen)
     if name == "fisher":
@@ -60,7 +65,9 @@ def collect(
     raise UsageError(f"no statistic named {name!r}")
 
 
-def gram(task: LiveTask, tensors: Mapping[str, Tensor], chosen: Tensor) -> dict[str, Tensor]:
+def gram(
+    task: LiveTask, tensors: Mapping[str, Tensor], chosen: Tensor
+) -> dict[str, Tensor]:
     """X^T X / T of the input rows X (T, d_in) of every linear layer (arXiv 2212.09849)."""
     sums: dict[str, Tensor] = {}
     rows: dict[str, int] = {}
@@ -112,14 +119,19 @@ def fisher(
     def log_probabilities(values: dict[str, Tensor], x: Tensor) -> Tensor:
         return torch.log_softmax(task.logits(values, x[None])[0].float(), dim=-1)
 
-    def chosen_log_probability(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+    def chosen_log_probability(
+        values: dict[str, Tensor], x: Tensor, y: Tensor
+    ) -> Tensor:
         return log_probabilities(values, x).gather(0, y[None])[0]
 
     with torch.no_grad():
         first = task.logits(weights, task.inputs[chosen[:1]])
     classes = first.shape[-1] if estimator == "exact" else 1
     size = sum(tensor.numel() * 4 for tensor in weights.values()) * classes
-    sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in weights.items()}
+    sums = {
+        name: torch.zeros_like(tensor, dtype=torch.float64)
+        for name, tensor in weights.items()
+    }
     generator = stream(seed, "sampled labels", task.name)
     for part in chosen.split(max(1, min(_BATCH, _GRADIENT_BYTES // size))):
         x = task.inputs[part]
@@ -131,11 +143,15 @@ def fisher(
                 sums[name] += torch.einsum("nc,nc...->...", p, j.square()).double()
             continue
         y = _labels(estimator, task, part, p, generator)
-        gradients = vmap(grad(chosen_log_probability), in_dims=(None, 0, 0))(weights, x, y)
+        gradients = vmap(grad(chosen_log_probability), in_dims=(None, 0, 0))(
+            weights, x, y
+        )
         for name, g in gradients.items():  # (n, *shape)
             sums[name] += g.square().sum(0).double()
     return {
-        name: (total / len(chosen)).float() for name, total in sums.items() if bool(total.any())
+        name: (total / len(chosen)).float()
+        for name, total in sums.items()
+        if bool(total.any())
     }
 
 
@@ -147,5 +163,7 @@ def _labels(
     if estimator == "argmax":
         return p.argmax(-1)
     if task.labels is None:
-        raise UsageError("the empirical Fisher needs labelled data; use estimator=exact")
+        raise UsageError(
+            "the empirical Fisher needs labelled data; use estimator=exact"
+        )
     return task.labels[part]

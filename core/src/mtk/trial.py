@@ -82,7 +82,11 @@ def measure(registry: Registry, setting: Setting, item: Item) -> dict[str, Any]:
         )
     session = _sessions[key]
     with one_thread():
-        body = _baseline(session, item) if item.kind == "baseline" else _method(session, item)
+        body = (
+            _baseline(session, item)
+            if item.kind == "baseline"
+            else _method(session, item)
+        )
     record = {
         "schema": records.SCHEMA,
         "key": records.key_of(item.identity),
@@ -92,9 +96,12 @@ def measure(registry: Registry, setting: Setting, item: Item) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **body,
     }
-    record["scores"] = {task: numbers.fmean(values) for task, values in record["items"].items()}
+    record["scores"] = {
+        task: numbers.fmean(values) for task, values in record["items"].items()
+    }
     record["ids"] = {
-        task: [int(i) for i in session.data(task, "test")["ids"]] for task in record["items"]
+        task: [int(i) for i in session.data(task, "test")["ids"]]
+        for task in record["items"]
     }
     records.write(setting.results, record)
     return record
@@ -116,14 +123,20 @@ def _baseline(session: Session, item: Item) -> dict[str, Any]:
     paths = session.found["paths"]
     tasks = [task.name for task in session.track.tasks]
     if item.name == "experts":
-        items = {}
+        items: dict[str, list[float]] = {}
         for task, expert in zip(session.track.held_in, session.experts, strict=True):
             items |= session.score(_state(expert), "test", [task.name])
     else:
         path = paths["base" if item.name == "pretrained" else "multitask"]
         model = session.base if item.name == "pretrained" else session.open(Path(path))
         items = session.score(_state(model), "test", tasks)
-    return {"group": "baseline", "params": {}, "items": items, "costs": {}, "reference": False}
+    return {
+        "group": "baseline",
+        "params": {},
+        "items": items,
+        "costs": {},
+        "reference": False,
+    }
 
 
 def _state(checkpoint: Any) -> dict[str, Any]:
@@ -143,7 +156,11 @@ def _method(session: Session, item: Item) -> dict[str, Any]:
         statistics_seconds = max(statistics_seconds, seconds)
         merged = execute(job)
         score = _validate(session, merged) if len(item.trials) > 1 else None
-        trial = {"params": point, "score": score, "merge_seconds": merged.report.seconds}
+        trial = {
+            "params": point,
+            "score": score,
+            "merge_seconds": merged.report.seconds,
+        }
         tried.append(trial)
         if best is None or (score or 0) > best[0]:
             best = (score or 0, merged, point)
@@ -172,7 +189,10 @@ def _validate(session: Session, merged: Merged) -> float:
 
 
 def _costs(
-    merged: Merged, tried: list[dict[str, Any]], tuning: float, statistics_seconds: float
+    merged: Merged,
+    tried: list[dict[str, Any]],
+    tuning: float,
+    statistics_seconds: float,
 ) -> dict[str, Any]:
     return {
         "merge_seconds": numbers.median(trial["merge_seconds"] for trial in tried),

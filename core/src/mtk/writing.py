@@ -58,9 +58,11 @@ def write_safetensors(
         yield _header(ordered, metadata)
         for info, (name, tensor) in zip(ordered, tensors, strict=True):
             if name != info.name or tuple(tensor.shape) != info.shape:
-                raise CheckpointError(f"{path}: {name!r} came where {info.name!r} belongs")
+                raise CheckpointError(
+                    f"{path}: {name!r} came where {info.name!r} belongs"
+                )
             flat = tensor.detach().to("cpu").contiguous().reshape(-1)
             if flat.numel():
-                yield memoryview(flat.view(torch.uint8).numpy())
+                yield memoryview(flat.view(torch.uint8).numpy().data)
 
     replace_file(path, chunks())

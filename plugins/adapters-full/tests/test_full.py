@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from mtk.errors import CheckpointError
 from mtk.live import linear_layers
 from mtk_adapters_full import full
 from mtk_adapters_full.plugin import mtk_adapters
-from safetensors.torch import save_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,7 +115,9 @@ def test_an_open_clip_folder_is_opened_and_built(clip) -> None:
     images = torch.randn(3, 3, 16, 16)
     text = torch.randint(0, 31, (2, 8))
     with torch.no_grad():
-        torch.testing.assert_close(built.encode_image(images), model.encode_image(images))
+        torch.testing.assert_close(
+            built.encode_image(images), model.encode_image(images)
+        )
         torch.testing.assert_close(built.encode_text(text), model.encode_text(text))
 
 

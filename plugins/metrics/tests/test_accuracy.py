@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from mtk_metrics.accuracy import score
 from mtk_metrics.plugin import mtk_metrics
 

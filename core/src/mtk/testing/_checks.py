@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mtk.loading import Plugin
 
 
-class Failed(Exception):  # noqa: N818  a verdict, not an error
+class Failed(Exception):
     """A check found something; the text gives values and shapes."""
 
     def __init__(self, detail: str, snippet: str = "") -> None:
@@ -31,7 +31,7 @@ class Differs(Failed):
     """The last two merges of a check should agree, and do not."""
 
 
-class NotApplicable(Exception):  # noqa: N818  a verdict, not an error
+class NotApplicable(Exception):
     """A check has nothing to say about this method; the text says why."""
 
 
@@ -65,6 +65,12 @@ class Subject:
         self.cases.append(case)
         return case
 
+    def lookup(self) -> str:
+        """Code that gives the declaration a name."""
+        if self.installed:
+            return f"method = mtk.load().method({self.name!r}).item"
+        return f"# method: the mtk.Method named {self.method.name!r}"
+
     def snippet(self, last: int = 1) -> str:
         """Code that repeats the last cases."""
         if self.cases:
@@ -74,7 +80,7 @@ class Subject:
             named = repr(self.name) if self.installed else "method"
             lines = ["from mtk.testing import check_method", f"check_method({named})"]
         if not self.installed:
-            lines.insert(1, f"# method: the mtk.Method named {self.method.name!r}")
+            lines.insert(1, self.lookup())
         return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mtk import engine, loading
+from mtk import engine
 from mtk.loading import Plugin, Provided, Registry
 from mtk.results import load_merged
 from mtk.testing._basics import BASICS
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mtk.declare import Method
-
     from mtk.results import Merged
     from mtk.testing._checks import Subject
 
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
 # Small and odd, so that every tensor of a case is cut, and none into equal parts.
 _CHUNK = 7
+# More inputs than a usual batch holds, so that seeds give different batches.
+_MANY = 300
 
 
 def dtypes(subject: Subject) -> None:
@@ -86,7 +87,7 @@ def seeds(subject: Subject) -> None:
     """Another seed gives another result."""
     if not subject.method.stochastic:
         raise NotApplicable("declares no randomness")
-    case = subject.case()
+    case = subject.case(inputs=_MANY)
     one, two = stored(case.merge(seed=1)), stored(case.merge(seed=2))
     if all(torch.equal(tensor, two[name]) for name, tensor in one.items()):
         raise Failed("seeds 1 and 2 give equal results")
@@ -134,8 +135,7 @@ def files(subject: Subject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "merged.safetensors"
         merged.save(path)
-        with setting(loading, load=lambda: _only(subject)):
-            again = load_merged(path)
+        again = load_merged(path, registry=_only(subject))
     case.recipe[-1] = f"merged = {case.recipe[-1]}"
     case.recipe += [
         "import mtk, pathlib",

@@ -58,16 +58,18 @@ def targets(subject: Subject) -> None:
         try:
             found = resolve(target)
         except MtkError as error:
-            raise Failed(f"{role}: {error}", _resolving(target)) from error
+            raise Failed(f"{role}: {error}", _resolving(subject, target)) from error
         if not callable(found):
             raise Failed(
                 f"{role}: {target!r} is a {type(found).__name__}, not a function",
-                _resolving(target),
+                _resolving(subject, target),
             )
 
 
-def _resolving(target: object) -> str:
-    return f"from mtk.loading import resolve\nresolve({target!r})"
+def _resolving(subject: Subject, target: object) -> str:
+    if isinstance(target, str):
+        return f"from mtk.loading import resolve\nresolve({target!r})"
+    return subject.lookup()
 
 
 def signature(subject: Subject) -> None:
@@ -93,7 +95,7 @@ def signature(subject: Subject) -> None:
             if p.kind is inspect.Parameter.POSITIONAL_ONLY
         ]
     if wrong:
-        raise Failed("\n".join(sorted(wrong)), _inspecting(subject.method))
+        raise Failed("\n".join(sorted(wrong)), _inspecting(subject))
 
 
 def nothing_undeclared(subject: Subject) -> None:
@@ -104,14 +106,14 @@ def nothing_undeclared(subject: Subject) -> None:
                 raise Failed(
                     f"{role} has the keyword {name!r}, which the declaration does not "
                     "ask for and which therefore never arrives",
-                    _inspecting(subject.method),
+                    _inspecting(subject),
                 )
 
 
-def _inspecting(method: Method) -> str:
+def _inspecting(subject: Subject) -> str:
     return (
-        "import inspect\nfrom mtk.loading import resolve\n"
-        f"print(inspect.signature(resolve({method.target!r})))"
+        "import inspect, mtk\nfrom mtk.loading import resolve\n"
+        f"{subject.lookup()}\nprint(inspect.signature(resolve(method.target)))"
     )
 
 

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
     State = dict[str, Tensor]
 
-# Fewer inputs than any usual batch: every batch holds all of them, so that the order in
-# which several tasks draw from one stream changes nothing.
-INPUTS = 12
 TASK_VECTOR = 0.1  # about a fifth of the base's entries, as after real fine-tuning
 
 
@@ -90,9 +87,9 @@ def draw_statistic(name: str, base: State, count: int, seed: int) -> list[State]
     return files
 
 
-def draw_inputs(count: int, width: int, seed: int) -> list[Tensor]:
+def draw_inputs(count: int, shape: tuple[int, int], seed: int) -> list[Tensor]:
     """Inputs of every task, (n, d_in)."""
-    return [draw((INPUTS, width), seed, "inputs", i) for i in range(count)]
+    return [draw(shape, seed, "inputs", i) for i in range(count)]
 
 
 def draw(shape: Sequence[int], seed: object, *names: object) -> Tensor:

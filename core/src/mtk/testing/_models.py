@@ -14,7 +14,6 @@ from mtk.live import LiveTask
 from mtk.loading import Registry, load
 from mtk.merging import merge
 from mtk.testing._drawing import (
-    INPUTS,
     TASK_VECTOR,
     add_task_vector,
     copied,
@@ -40,6 +39,9 @@ if TYPE_CHECKING:
 # Parameters that say how long a model-scope method runs; checks need no convergence.
 _LENGTHS = ("steps", "iterations", "epochs")
 _SHORT = 3
+# Fewer inputs than any usual batch: every batch holds all of them, so that the order in
+# which several tasks draw from one stream changes nothing.
+_INPUTS = 12
 
 
 class _Checkpoint(StateDict):
@@ -171,11 +173,11 @@ class Case:
     def redraw(self, what: str, seed: int = 1) -> Case:
         """Draw ``base``, ``inputs``, ``labels`` or a statistic anew."""
         count, classes = len(self.experts), int(self.labels[0].max()) + 1
-        width = self.inputs[0].shape[1]
+        n, d_in = self.inputs[0].shape
         if what == "base":
             self.base = draw_model(self.base, seed, "base")
         elif what == "inputs":
-            self.inputs = draw_inputs(count, width, seed)
+            self.inputs = draw_inputs(count, (n, d_in), seed)
         elif what == "labels":
             self.labels = [(labels + 1) % classes for labels in self.labels]
         else:
@@ -216,6 +218,7 @@ def make_case(
     classes: int = 4,
     extras: Sequence[str] = ("embedding",),
     seed: int = 0,
+    inputs: int = _INPUTS,
     kind: str | None = None,
 ) -> Case:
     """Draw a base, experts near it, statistics and task data.
@@ -230,6 +233,7 @@ def make_case(
         extras: tensors that the network carries and does not use: ``embedding``,
             ``convolution``, ``scalar``, ``empty``, ``counter`` (whole numbers), ``tied``.
         seed: other numbers.
+        inputs: examples of every task.
         kind: ``full``, ``lora`` or ``moe``; by default the first that is declared.
     """
     declared = load().method(method).item if isinstance(method, str) else method
@@ -241,6 +245,7 @@ def make_case(
         "classes": classes,
         "extras": tuple(extras),
         "seed": seed,
+        "inputs": inputs,
         "kind": kind,
     }
     count = experts or default_count(declared)
@@ -259,8 +264,8 @@ def make_case(
             name: draw_statistic(name, base, count, seed)
             for name in declared.needs.statistics
         },
-        inputs=draw_inputs(count, d_in, seed),
-        labels=[torch.arange(INPUTS) % classes for _ in range(count)],
+        inputs=draw_inputs(count, (inputs, d_in), seed),
+        labels=[torch.arange(inputs) % classes for _ in range(count)],
         kind=kind or declared.needs.checkpoints[0],
     ).convert(dtype)
     shown = repr(method) if isinstance(method, str) else "method"

@@ -36,7 +36,7 @@ class Observed:
     narrow: list[str] = field(default_factory=list)
 
 
-class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Precision(TorchDispatchMode):
     """Notes operations that return 16-bit floats."""
 
     def __init__(self) -> None:

@@ -7,14 +7,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtk.bench import bench as run_bench
+from mtk.protocol import bench as run_bench
 from mtk.testing._basics import BASICS
 from mtk.testing._checks import Check, Failed, NotApplicable
 from mtk.testing._models import short_lengths
 from mtk.testing._toy import MOST_EXPERTS, toy_registry
 
 if TYPE_CHECKING:
-    from mtk.bench import Bench
+    from mtk.protocol import Bench
     from mtk.scores import Row
     from mtk.testing._checks import Subject
 
@@ -85,12 +85,9 @@ def _row(subject: Subject, found: Bench) -> Row:
 
 
 def _snippet(subject: Subject) -> str:
-    named = (
-        f"mtk.load().method({subject.name!r}).item" if subject.installed else "method"
-    )
     params: Any = short_lengths(subject.method)
     return (
-        f"import mtk\nfrom mtk.testing import toy_registry\nmethod = {named}\n"
+        f"import mtk\nfrom mtk.testing import toy_registry\n{subject.lookup()}\n"
         f"mtk.bench(methods=[method.name], track={TRACK!r}, params={params or None},\n"
         f"          budget={_BUDGET}, registry=toy_registry(method))"
     )

@@ -14,10 +14,14 @@ from mtk.checkpoint import SafetensorsCheckpoint
 from mtk.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from mtk.adapters import Checkpoint
     from torch import nn
 
-_INDEXES = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
+    from mtk.adapters import Checkpoint
+
+_INDEXES = (
+    "model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors.index.json",
+)
 _SINGLE = (
     "model.safetensors",
     "open_clip_model.safetensors",
@@ -34,9 +38,12 @@ def matches(path: Path) -> bool:
 
 
 def open(  # noqa: A001  the adapter contract names it so
-    path: Path, *, view: str = "tensors", base: Checkpoint | None = None
+    path: Path,
+    *,
+    view: str = "tensors",  # noqa: ARG001  other kinds of checkpoint have several
+    base: Checkpoint | None = None,  # noqa: ARG001  and some store differences
 ) -> SafetensorsCheckpoint:
-    """Open a file or folder lazily. ``view`` and ``base`` belong to other kinds."""
+    """Open a file or folder lazily."""
     return SafetensorsCheckpoint(_files(path), str(path))
 
 
@@ -62,12 +69,21 @@ def _shards(folder: Path, index: Path) -> list[Path]:
     try:
         table: Any = json.loads(index.read_text())["weight_map"]
         names = sorted(set(table.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise CheckpointError(f"{index}: not an index of shards: {error}") from error
     files = []
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{index} names {name!r}, which is not a file beside it")
+            raise CheckpointError(
+                f"{index} names {name!r}, which is not a file beside it"
+            )
         if not (folder / name).is_file():
             raise CheckpointError(f"{index} names {name!r}, which does not exist")
         files.append(folder / name)
@@ -86,6 +102,7 @@ def build(path: Path) -> nn.Module:
             f"folder has {OPEN_CLIP_CONFIG}"
         )
     import open_clip
+
     from mtk.live import expose_linears
 
     model: nn.Module = open_clip.create_model(f"local-dir:{path}")

@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def score(*, predictions: Sequence[object], references: Sequence[object]) -> list[float]:
+def score(
+    *, predictions: Sequence[object], references: Sequence[object]
+) -> list[float]:
     """One score per item, in order.
 
     >>> score(predictions=[1, 2, 3], references=[1, 0, 3])

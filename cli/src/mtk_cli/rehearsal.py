@@ -1,0 +1,60 @@
+"""``mtk merge --dry-run``: all checks of a merge, and none of its work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mtk.declare import Method
+    from mtk.loading import Registry
+
+
+def rehearse(
+    method: Method,
+    *,
+    experts: Sequence[str],
+    base: str | None,
+    params: dict[str, Any],
+    statistics: Any,
+    only: Sequence[str],
+    output: Path | None,
+    overwrite: bool,
+    registry: Registry,
+) -> dict[str, Any]:
+    """Check a request as :func:`mtk.merge` does; say what it would do.
+
+    Only headers of the checkpoints are read.
+    """
+    from mtk.engine import check_structure
+    from mtk.files import check_target
+    from mtk.merging import prepare
+
+    if output is not None:
+        inputs = [Path(path) for path in (base, *experts) if path]
+        check_target(output, inputs, overwrite=overwrite)
+    job = prepare(
+        method,
+        experts=experts,
+        base=base,
+        params=params,
+        statistics=statistics,
+        only=only,
+        registry=registry,
+    )
+    check_structure(job)
+    infos = [job.first.info(name) for name in job.first.names()]
+    merged = sum(job.merged(info) for info in infos)
+    return {
+        "method": method.name,
+        "result": method.output.replace("_", "-"),
+        "params": dict(job.params),
+        "base": base,
+        "experts": list(experts),
+        "tensors": len(infos),
+        "merged": merged,
+        "copied": len(infos) - merged,
+        "path": output,
+    }

@@ -1,0 +1,1 @@
+"""Merging methods that learn their coefficients."""

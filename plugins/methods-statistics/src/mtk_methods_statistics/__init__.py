@@ -1,0 +1,1 @@
+"""Merging methods that weigh experts by statistics of their data."""

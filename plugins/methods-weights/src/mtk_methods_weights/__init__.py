@@ -1,0 +1,1 @@
+"""Weight-only merging methods: averages, task vectors, signs, spheres, spectra."""
