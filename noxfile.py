@@ -56,5 +56,5 @@ def isolated(session: nox.Session, plugin: str) -> None:
 def docs(session: nox.Session) -> None:
     """Write the generated parts and build the pages; warnings are errors."""
     session.install("-r", "requirements-dev.txt", "-r", "docs/requirements.txt")
-    session.run("cog", "-r", *map(str, Path("docs/reference").glob("*.md")))
+    session.run("cog", "-P", "-r", *map(str, Path("docs/reference").glob("*.md")))
     session.run("sphinx-build", "-W", "-b", "html", "docs", "docs/_build/html")

@@ -87,21 +87,21 @@ def _range(p: Param) -> str:
     return ", ".join(filter(None, (low, high))) or "any"
 
 
-def _yes(value: bool) -> str:
-    return "yes" if value else "-"
+def _yes(value: bool | str) -> str:
+    return {True: "yes", False: "-"}.get(value, str(value))  # type: ignore[call-overload]
 
 
 def commands() -> None:
     """The help of every command, as it is printed at 90 columns."""
-    from mtk_cli.main import main
+    from mtk_cli.main import cli
 
     os.environ["COLUMNS"] = "90"
     context = click.Context(
-        main, info_name="mtk", terminal_width=90, max_content_width=90
+        cli, info_name="mtk", terminal_width=90, max_content_width=90
     )
-    _help("mtk", main, context)
-    for name in main.list_commands(context):
-        command = main.get_command(context, name)
+    _help("mtk", cli, context)
+    for name in cli.list_commands(context):
+        command = cli.get_command(context, name)
         assert command is not None
         inner = click.Context(
             command,
@@ -160,8 +160,18 @@ def _documented(item: Any) -> None:
 
 
 def _signature(item: Any) -> str:
-    parts = [str(p) for p in inspect.signature(item).parameters.values()]
-    return "(\n    " + ",\n    ".join(parts) + ",\n)"
+    lines, starred = [], False
+    for parameter in inspect.signature(item).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not starred:
+            lines.append("*,")
+            starred = True
+        default = (
+            "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+        )
+        if "(" in default or "<" in default:
+            default = " = ..."
+        lines.append(f"{parameter.name}: {parameter.annotation}{default},")
+    return "(\n    " + "\n    ".join(lines) + "\n)"
 
 
 def _docstring(item: Any) -> str:
@@ -182,4 +192,9 @@ def _docstring(item: Any) -> str:
                 line.replace("``", "`").replace("::", ":") if line[:1] != " " else line
             )
     text = "\n".join(out)
-    return text.replace("``", "`").replace(":class:", "").replace(":func:", "")
+    return (
+        text.replace("``", "`")
+        .replace(":class:", "")
+        .replace(":func:", "")
+        .replace(":meth:", "")
+    )

@@ -20,7 +20,7 @@ PAGES = sorted((ROOT / "docs").rglob("*.md"))
 def test_generated_parts_are_fresh() -> None:
     pages = [str(p) for p in sorted((ROOT / "docs" / "reference").glob("*.md"))]
     done = subprocess.run(
-        [sys.executable, "-m", "cogapp", "--check", "--diff", *pages],
+        [sys.executable, "-m", "cogapp", "-P", "--check", "--diff", *pages],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -28,7 +28,7 @@ def test_generated_parts_are_fresh() -> None:
         env=os.environ | {"NO_COLOR": "1"},
     )
     assert done.returncode == 0, (
-        done.stdout + "\nrun: python -m cogapp -r docs/reference/*.md"
+        done.stdout + "\nrun: python -m cogapp -P -r docs/reference/*.md"
     )
 
 

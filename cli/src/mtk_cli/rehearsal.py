@@ -28,8 +28,8 @@ def rehearse(
 
     Only headers of the checkpoints are read.
     """
-    from mtk.engine import check_structure
     from mtk.files import check_target
+    from mtk.job import check_structure
     from mtk.merging import prepare
 
     if output is not None:

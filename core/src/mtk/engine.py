@@ -6,16 +6,15 @@ tensors are computed in float32 and rounded once. Tensors are visited in one fix
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mtk.errors import CheckpointError, MethodError, MtkError, first_line
+from mtk.job import check_structure, find_tied, own_params
 from mtk.loading import resolve
 from mtk.randomness import Random
-from mtk.results import PerTask, Report, Routed
+from mtk.results import PerTask, Routed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,45 +22,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mtk.adapters import Checkpoint
-    from mtk.declare import Method, TensorInfo
+    from mtk.job import Job
 
 # Element-wise work is cut into slices of this many entries: a few MB of float32 for a
 # handful of experts, which stays in the last-level cache of common processors.
 CHUNK = 1 << 20
-
-
-@dataclass(slots=True, kw_only=True)
-class Job:
-    """Everything one merge reads. ``params`` are complete and checked."""
-
-    method: Method
-    experts: Sequence[Checkpoint]
-    base: Checkpoint | None
-    params: Mapping[str, Any]
-    statistics: Mapping[str, Sequence[Checkpoint]] = field(default_factory=dict)
-    only: Sequence[str] = ("*",)
-    masks: Mapping[str, Tensor] | None = None
-    tasks: Sequence[Any] = ()
-    report: Report = field(default_factory=Report)
-
-    @property
-    def first(self) -> Checkpoint:
-        """Gives layout, dtypes and untouched tensors."""
-        return self.base or self.experts[0]
-
-    @property
-    def sources(self) -> list[Checkpoint]:
-        """Base, where there is one, and experts."""
-        return [*([self.base] if self.base else []), *self.experts]
-
-    def merged(self, info: TensorInfo) -> bool:
-        """Whether the method sees this tensor at all."""
-        return takes(self.only, info)
-
-
-def takes(patterns: Sequence[str], info: TensorInfo) -> bool:
-    """Whether a tensor is merged: floating point, and matched by one of the patterns."""
-    return info.role != "buffer" and any(fnmatchcase(info.name, p) for p in patterns)
 
 
 def run(job: Job, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -70,7 +35,7 @@ def run(job: Job, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
     A static result has the dtype of the first checkpoint.
     """
     check_structure(job)
-    job.report.tied = _tied(job)
+    job.report.tied = find_tied(job)
     if job.method.scope == "model":
         yield from _run_model(job, names)
         return
@@ -90,49 +55,6 @@ def run(job: Job, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
             if twin in kept:
                 done[twin] = value
             yield name, value
-
-
-def check_structure(job: Job) -> None:
-    """Same names, shapes and dtypes everywhere, or an error that names the tensor."""
-    first, names = job.first, set(job.first.names())
-    for source in job.sources[1:]:
-        other = set(source.names())
-        if other != names:
-            odd = min(names ^ other)
-            has, lacks = (first, source) if odd in names else (source, first)
-            raise CheckpointError(
-                f"{odd!r} is in {has.label} but not in {lacks.label}\n"
-                f"({len(names - other)} missing, {len(other - names)} extra in all)"
-            )
-        for name in names:
-            here, there = first.info(name), source.info(name)
-            for what in ("shape", "dtype"):
-                one, two = getattr(here, what), getattr(there, what)
-                if one != two:
-                    raise CheckpointError(
-                        f"{job.method.name}: {name!r} has {what} {one} in {first.label}, "
-                        f"{two} in {source.label}"
-                    )
-    if not any(job.merged(first.info(name)) for name in names):
-        raise CheckpointError(f"no floating-point tensor matches {', '.join(job.only)}")
-    for statistic, files in job.statistics.items():
-        for file in files:
-            _check_statistic(job, statistic, file)
-
-
-def _check_statistic(job: Job, statistic: str, file: Checkpoint) -> None:
-    names = set(job.first.names())
-    for name in file.names():
-        if name not in names:
-            raise CheckpointError(
-                f"{file.label}: {statistic} for {name!r}, which the models lack"
-            )
-        shape, found = job.first.info(name).shape, file.info(name).shape
-        wanted = shape if statistic == "fisher" else (shape[-1:] * 2 if shape else ())
-        if found != wanted:
-            raise CheckpointError(
-                f"{file.label}: {statistic} of {name!r} is {found}, not {wanted}"
-            )
 
 
 def _compute_dtype(tensor: Tensor) -> torch.dtype:
@@ -166,15 +88,6 @@ def _given(job: Job, name: str) -> dict[str, Any]:
             if name not in missing:
                 missing.append(name)
     return given
-
-
-def own_params(method: Method, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters a method's functions receive: not the seed, not a statistic's."""
-    return {
-        param.name: params[param.name]
-        for param in method.params
-        if param.stage == "merge" and not (method.stochastic and param.name == "seed")
-    }
 
 
 def _extras(
@@ -373,37 +286,6 @@ def _copy(job: Job, name: str) -> Tensor:
                 )
     job.report.copied.append(name)
     return value
-
-
-def _tied(job: Job) -> dict[str, str]:
-    """Matrices equal in all checkpoints to an earlier one -> that one's name.
-
-    Such matrices are one tied tensor under two names. They are merged, counted and drawn
-    once. Constant matrices are left out: their equality means nothing.
-    """
-    groups: dict[tuple[Any, ...], list[str]] = {}
-    for name in job.first.names():
-        info = job.first.info(name)
-        if len(info.shape) >= 2 and 0 not in info.shape and job.merged(info):
-            sample = job.first.read(name).flatten()[:16].double().tolist()
-            groups.setdefault((info.shape, info.dtype, *sample), []).append(name)
-    tied: dict[str, str] = {}
-    for names in groups.values():
-        for index, name in enumerate(names):
-            for twin in names[:index]:
-                if twin not in tied and _same_everywhere(job, name, twin):
-                    tied[name] = twin
-                    break
-    return tied
-
-
-def _same_everywhere(job: Job, name: str, twin: str) -> bool:
-    first = job.first.read(name)
-    if bool((first == first.flatten()[0]).all()):
-        return False
-    return all(
-        torch.equal(source.read(name), source.read(twin)) for source in job.sources
-    )
 
 
 def _run_model(job: Job, names: Sequence[str]) -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mtk.adapters import Checkpoint
     from mtk.declare import Method
-    from mtk.engine import Job
+    from mtk.job import Job
     from mtk.loading import Registry
     from mtk.results import Merged
 
@@ -101,7 +101,7 @@ def prepare(
     Arguments are those of :func:`merge`. The job can be executed, or only looked at.
     """
     from mtk import loading
-    from mtk.engine import Job
+    from mtk.job import Job
 
     registry = registry or loading.load()
     declared = registry.method(method).item if isinstance(method, str) else method

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtk.checkpoint import SafetensorsCheckpoint, StateDict
-from mtk.engine import Job, own_params, takes
 from mtk.errors import CheckpointError
+from mtk.job import Job, own_params, takes
 from mtk.live import LiveTask, routed
 from mtk.loading import resolve
 from mtk.models import folder_of
