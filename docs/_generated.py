@@ -160,6 +160,7 @@ def _documented(item: Any) -> None:
 
 
 def _signature(item: Any) -> str:
+    """One parameter a line; ``]]]`` is broken up, because it means something to cog."""
     lines, starred = [], False
     for parameter in inspect.signature(item).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and not starred:
@@ -170,7 +171,9 @@ def _signature(item: Any) -> str:
         )
         if "(" in default or "<" in default:
             default = " = ..."
-        lines.append(f"{parameter.name}: {parameter.annotation}{default},")
+        lines.append(
+            f"{parameter.name}: {parameter.annotation}{default},".replace("]]]", "]] ]")
+        )
     return "(\n    " + "\n    ".join(lines) + "\n)"
 
 

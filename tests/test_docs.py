@@ -66,14 +66,18 @@ def test_the_readme_has_the_two_commands() -> None:
     assert "make test" in text
 
 
-def test_the_tutorials_method_passes_its_checks(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [("docs/tutorial/first-method.md", "median"), ("README.md", "mine")],
+)
+def test_the_methods_we_show_pass_their_checks(
+    page: str, name: str, tmp_path: Path
+) -> None:
     from mtk.testing import check_method
 
-    text = (ROOT / "docs" / "tutorial" / "first-method.md").read_text()
-    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    code = re.search(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert code
-    file = tmp_path / "tutorial_method.py"
+    file = tmp_path / f"shown_{name}.py"
     file.write_text(code.group(1))
-    registry = mtk.load([file])
-    report = check_method("median", registry=registry)
-    assert report.ok, report.summary()
+    report = check_method(name, registry=mtk.load([file]))
+    assert report.ok, [r.message for r in report.results if r.outcome == "failed"]

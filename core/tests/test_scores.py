@@ -98,6 +98,20 @@ def test_ranks_cover_what_the_items_cannot_tell_apart() -> None:
     assert rows["top"].rank is None
 
 
+def test_a_method_without_all_seeds_is_shown_and_not_ranked() -> None:
+    rates = {"h1": 0.5, "h2": 0.5}
+    rows = by_name(
+        [
+            record("whole", rates),
+            record("whole", rates, seed=1),
+            record("part", rates, seed=1),
+        ]
+    )
+    assert rows["whole"].rank == 1
+    assert rows["part"].rank is None
+    assert "[1]" in rows["part"].note
+
+
 def test_differences_to_the_reference_are_paired() -> None:
     better = record("b", {"h1": 0.55, "h2": 0.55})
     rows = by_name([record("ref", {"h1": 0.5, "h2": 0.5}, reference=True), better])

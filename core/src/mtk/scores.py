@@ -189,7 +189,11 @@ def _typical(values: Sequence[Any]) -> Any:
 
 
 def _rank(result: Sequence[Row], samples: Mapping[int, list[np.ndarray]]) -> None:
-    static = [row for row in result if row.group == "static"]
+    seeds = max((row.seeds for row in result), key=len)
+    static = [row for row in result if row.group == "static" and row.seeds == seeds]
+    for row in result:
+        if row.seeds != seeds:
+            row.note = f"seeds {row.seeds} only; not ranked {row.note}".rstrip()
     if not static:
         return
     scores = np.array([row.held_in for row in static])
