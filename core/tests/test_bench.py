@@ -215,6 +215,7 @@ def test_seeds_train_their_own_experts_and_meet_in_one_row(run) -> None:
     hashes = {
         record["identity"]["seed"]: record["identity"]["models"]
         for record in bench.records
+        if record["name"] == "add"
     }
     assert hashes[0]["base"] == hashes[1]["base"]
     assert hashes[0]["experts"] != hashes[1]["experts"]

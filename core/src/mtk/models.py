@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtk.files import replace_file
+from mtk.records import source_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -88,7 +89,7 @@ def make(
 
 
 def _index(cache: Path, track: Track, seed: int, options: Mapping[str, Any]) -> Path:
-    text = json.dumps([seed, dict(options)], sort_keys=True)
+    text = json.dumps([seed, dict(options), source_hash(track.target)], sort_keys=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:12]
     return folder_of(cache, track) / f"index-{name}.json"
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from mtk.loading import Provided, Registry
 
 Kind = Literal["method", "control", "baseline"]
-BASELINES = ("pretrained", "experts", "multitask")
+# Baseline -> the checkpoints that decide its scores.
+_USES = {"pretrained": ("base",), "experts": ("experts",), "multitask": ("multitask",)}
+BASELINES = tuple(_USES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +111,7 @@ class Ground:
 
     def baseline(self, name: str, seed: int) -> Item:
         """The item of a baseline."""
-        identity = self._identity(seed, kind="baseline", method=name)
+        identity = self._identity(seed, _USES[name], kind="baseline", method=name)
         return Item(
             name=name,
             qualified=name,
@@ -144,6 +146,7 @@ class Ground:
         targets = [method.target, *scans, method.decode, method.route]
         identity = self._identity(
             seed,
+            ("base", "experts"),
             kind=kind,
             method=provided.qualified,
             version=provided.plugin.version,
@@ -162,14 +165,15 @@ class Ground:
             provided=provided,
         )
 
-    def _identity(self, seed: int, **more: Any) -> dict[str, Any]:
+    def _identity(self, seed: int, uses: Sequence[str], **more: Any) -> dict[str, Any]:
+        models = self.models.get(seed, {})
         return {
             "protocol": PROTOCOL,
             "track": self.track.item.name,
             "track_version": self.track.item.version,
             "options": dict(self.options),
             "seed": seed,
-            "models": dict(self.models.get(seed, {})),
+            "models": {name: models[name] for name in uses if name in models},
             **more,
         }
 
