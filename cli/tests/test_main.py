@@ -135,7 +135,10 @@ def test_version(mtk):
         (["check", "toy_mean", "--all"], "--all"),
         (["merge", "--method", "toy_mean"], "--expert"),
         (["merge", "--method", "toy_mean", "--expert", "x"], "--output"),
-        (["export", "gone.safetensors", "--task", "0", "-o", "x"], "no such file"),
+        (
+            ["export", "gone.safetensors", "--task", "0", "-o", "x.safetensors"],
+            "no such file",
+        ),
         (["export", "gone.safetensors", "--task", "-1", "-o", "x"], "--task"),
         (["new-plugin", "Bad Name"], "my-merge"),
     ],

@@ -157,9 +157,18 @@ def test_bad_outputs_are_refused_before_anything_is_read(
     other.write_bytes(b"mine")
     link = tmp_path / "link.safetensors"
     link.symlink_to(other)
-    for out in (file, other, link, tmp_path, tmp_path / "no" / "o.safetensors"):
+    (tmp_path / "d.safetensors").mkdir()
+    for out in (
+        file,
+        other,
+        link,
+        tmp_path / "d.safetensors",
+        tmp_path / "no" / "o.safetensors",
+    ):
         with pytest.raises(UsageError):
             mtk.merge(FIRST, experts=[file], output=out, registry=registry)
+    with pytest.raises(UsageError, match="NAME.safetensors"):
+        mtk.merge(FIRST, experts=[file], output=tmp_path / "folder", registry=registry)
     with pytest.raises(UsageError, match="input"):
         mtk.merge(FIRST, experts=[file], output=file, overwrite=True, registry=registry)
     assert other.read_bytes() == b"mine"
@@ -297,4 +306,4 @@ def test_per_task_and_routed_results_survive_saving(
 
 
 def test_check_target_accepts_a_new_file(tmp_path: Path) -> None:
-    check_target(tmp_path / "new")
+    check_target(tmp_path / "new.safetensors")

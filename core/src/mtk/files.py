@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 def check_target(
     path: Path, inputs: Iterable[Path] = (), *, overwrite: bool = False
 ) -> None:
-    """Refuse an output that exists, is no plain file, or is one of the inputs."""
+    """Refuse an output that exists, is no safetensors file, or is one of the inputs."""
+    if path.suffix != ".safetensors":
+        raise UsageError(
+            f"the output {path} must be a file called NAME.safetensors\n"
+            "Whole model folders are not written yet"
+        )
     if any(
         path.exists() and source.exists() and path.samefile(source) for source in inputs
     ):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import resource
 import sys
 import time
@@ -61,7 +60,6 @@ class Measure:
 
 def _release_free_memory() -> None:
     """Give freed memory back, so that using it again is seen as growth (glibc only)."""
-    gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
