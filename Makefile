@@ -27,6 +27,8 @@ lint: $(VENV)/ready
 	$(BIN)/mypy core/src cli/src $(wildcard plugins/*/src)
 
 $(VENV)/ready: $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "mtk needs Python 3.11 or newer; try make PYTHON=python3.11"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -r requirements-dev.txt
 	@touch $@

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 
 import mtk
@@ -60,3 +67,31 @@ def test_the_second_run_computes_nothing_and_says_the_same(
     )
     assert not again.plan.todo
     assert [row.tasks for row in again.rows] == [row.tasks for row in bench.rows]
+
+
+def test_killed_in_the_middle_it_goes_on_and_leaves_no_worker(bench, tmp_path) -> None:
+    """SIGKILL of the command alone: its workers end, and finished records count."""
+    cache = next(iter(bench.plan.todo)).path.parents[2] / "cache"
+    command = [sys.executable, "-m", "mtk_cli", "bench", "--jobs", "2"]
+    names = ["average", "task_arithmetic", "iso_c", "dare", "ties", "smile"]
+    command += [part for name in names for part in ("--method", name)]
+    env = os.environ | {"MTK_CACHE": str(cache)}
+    results = tmp_path / "mtk-results" / "digits-clip"
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL
+    )
+    while not list(results.glob("*.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    time.sleep(2)
+    kept = {path.name: path.stat().st_mtime_ns for path in results.glob("*.json")}
+    done = subprocess.run(
+        [*command, "--json"], cwd=tmp_path, env=env, capture_output=True, check=True
+    )
+    rows = json.loads(done.stdout)["rows"]
+    assert {row["name"] for row in rows} >= set(names)
+    for name, stamp in kept.items():
+        assert (results / name).stat().st_mtime_ns == stamp
+    assert not list(results.glob(".*"))

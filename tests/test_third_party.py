@@ -8,116 +8,37 @@ runs the tests, because they cannot be downloaded here.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import site
-import subprocess
-import sys
-import sysconfig
-import venv
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PROJECTS = [
-    ROOT / "core",
-    ROOT / "cli",
-    *sorted(p.parent for p in ROOT.glob("plugins/*/pyproject.toml")),
-]
-
-
-def run(*command: str | Path, **changes) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(part) for part in command],
-        capture_output=True,
-        text=True,
-        check=False,
-        **changes,
-    )
 
 
 @pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Wheels of everything we ship."""
-    folder, sources = (
-        tmp_path_factory.mktemp("wheels"),
-        tmp_path_factory.mktemp("sources"),
-    )
-    for project in PROJECTS:
-        copy = sources / project.name
-        shutil.copytree(
-            project, copy, ignore=shutil.ignore_patterns("tests", "__pycache__")
-        )
-        build_wheel(copy, folder)
-    return folder
-
-
-def build_wheel(project: Path, folder: Path) -> None:
-    done = run(
-        sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-index",
-        "--no-build-isolation", "-w", folder, project,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-
-
-class Environment:
-    """A fresh virtual environment, away from the checkout."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        venv.create(folder / "venv")
-        self.bin = folder / "venv" / "bin"
-        self.python = self.bin / "python"
-        paths = {"base": str(folder / "venv"), "platbase": str(folder / "venv")}
-        own = Path(sysconfig.get_path("purelib", vars=paths))
-        shared = [*site.getsitepackages(), sysconfig.get_path("purelib")]
-        # A plain path line: the editable installs of this checkout are not followed.
-        (own / "shared.pth").write_text("\n".join(dict.fromkeys(shared)) + "\n")
-        self.env = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith("PYTHON")
-        } | {"MTK_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-
-    def install(self, *wheels: Path) -> None:
-        done = run(
-            sys.executable, "-m", "pip", "--python", self.python, "install", "-q", "--no-deps",
-            "--no-index", "--force-reinstall", *wheels,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-
-    def mtk(self, *arguments: str | Path, code: int = 0) -> str:
-        work = self.folder / "work"
-        work.mkdir(exist_ok=True)
-        done = run(self.bin / "mtk", *arguments, cwd=work, env=self.env)
-        assert done.returncode == code, f"{arguments}\n{done.stdout}\n{done.stderr}"
-        return done.stdout if code == 0 else done.stdout + done.stderr
-
-
-@pytest.fixture(scope="module")
-def fresh(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    environment = Environment(tmp_path_factory.mktemp("fresh"))
-    environment.install(*wheels.glob("*.whl"))
-    return environment
+def fresh(wheels: Path, environment, tmp_path_factory: pytest.TempPathFactory):
+    made = environment(tmp_path_factory.mktemp("fresh"))
+    made.install(*wheels.glob("*.whl"))
+    return made
 
 
 def test_the_environment_runs_the_wheels_and_not_the_checkout(
-    fresh: Environment,
+    fresh,
 ) -> None:
     code = "import mtk, mtk_cli, mtk_metrics as m; print(mtk.__file__, mtk_cli.__file__, m.__file__)"
-    done = run(fresh.python, "-c", code, env=fresh.env)
+    done = fresh.run("-c", code)
     assert str(ROOT) not in done.stdout.replace(str(ROOT / ".venv"), "")
     assert str(fresh.folder) in done.stdout
     plugins = json.loads(fresh.mtk("plugins", "--json"))
     assert not plugins["problems"]
-    assert len(plugins["plugins"]) == len(PROJECTS) - 2
+    assert len(plugins["plugins"]) == len(list(ROOT.glob("plugins/*/pyproject.toml")))
 
 
-def test_the_template_package_joins(fresh: Environment, tmp_path: Path) -> None:
+def test_the_template_package_joins(fresh, build, tmp_path: Path) -> None:
     source = tmp_path / "template"
     shutil.copytree(ROOT / "contrib" / "template", source)
-    build_wheel(source, tmp_path)
+    build(source, tmp_path)
     (wheel,) = tmp_path.glob("*.whl")
     fresh.install(wheel)
     listed = json.loads(fresh.mtk("list-methods", "--json"))["methods"]
@@ -125,7 +46,7 @@ def test_the_template_package_joins(fresh: Environment, tmp_path: Path) -> None:
     assert "failed" not in fresh.mtk("check", "my_merge")
 
 
-def test_it_stands_in_the_table_with_a_rank(fresh: Environment) -> None:
+def test_it_stands_in_the_table_with_a_rank(fresh) -> None:
     out = json.loads(
         fresh.mtk(
             "bench", "--method", "my-merge", "--method", "task_arithmetic", "--json"
@@ -143,10 +64,10 @@ def test_it_stands_in_the_table_with_a_rank(fresh: Environment) -> None:
 
 
 def test_new_plugin_writes_a_package_that_installs(
-    fresh: Environment, tmp_path: Path
+    fresh, build, tmp_path: Path
 ) -> None:
     fresh.mtk("new-plugin", "fine-merge", "--output", tmp_path / "made")
-    build_wheel(tmp_path / "made", tmp_path)
+    build(tmp_path / "made", tmp_path)
     fresh.install(*tmp_path.glob("*.whl"))
     assert "fine_merge" in fresh.mtk("list-methods")
 
@@ -177,10 +98,10 @@ BROKEN = {
 
 
 def test_broken_packages_are_named_and_stop_nobody(
-    wheels: Path, tmp_path: Path, fresh: Environment
+    wheels: Path, tmp_path: Path, fresh, environment, build
 ) -> None:
-    environment = Environment(tmp_path / "broken")
-    environment.env["MTK_CACHE"] = fresh.env["MTK_CACHE"]
+    broken = environment(tmp_path / "broken")
+    broken.env["MTK_CACHE"] = fresh.env["MTK_CACHE"]
     for name, text in BROKEN.items():
         folder = tmp_path / name
         folder.mkdir()
@@ -192,18 +113,18 @@ def test_broken_packages_are_named_and_stop_nobody(
             f'[project.entry-points.mtk]\nx = "{module}"\n'
             f'[tool.hatch.build.targets.wheel]\ninclude = ["{module}.py"]\n'
         )
-        build_wheel(folder, tmp_path)
-    environment.install(*wheels.glob("*.whl"), *tmp_path.glob("*.whl"))
-    problems = environment.mtk("plugins", "--json")
+        build(folder, tmp_path)
+    broken.install(*wheels.glob("*.whl"), *tmp_path.glob("*.whl"))
+    problems = broken.mtk("plugins", "--json")
     named = {problem["distribution"] for problem in json.loads(problems)["problems"]}
     assert named == {"broken-import-error", "broken-misspelt", "broken-wrong"}
-    assert "task_arithmetic" in environment.mtk("list-methods")
-    ambiguous = environment.mtk("show", "average", code=2)
+    assert "task_arithmetic" in broken.mtk("list-methods")
+    ambiguous = broken.mtk("show", "average", code=2)
     assert "broken-duplicate 3.1" in ambiguous
     assert "mtk-methods-weights:average" in ambiguous
     names = ["boom", "nan", "inplace", "shape", "mtk-methods-weights:average"]
     arguments = [part for name in names for part in ("--method", name)]
-    out = environment.mtk("bench", *arguments, code=1)
+    out = broken.mtk("bench", *arguments, code=1)
     for name in names[:4]:
         assert f"broken-raises:{name}" in out
     assert "average" in out

@@ -28,13 +28,8 @@ def rehearse(
 
     Only headers of the checkpoints are read.
     """
-    from mtk.files import check_target
-    from mtk.job import check_structure
     from mtk.merging import prepare
 
-    if output is not None:
-        inputs = [Path(path) for path in (base, *experts) if path]
-        check_target(output, inputs, overwrite=overwrite)
     job = prepare(
         method,
         experts=experts,
@@ -42,6 +37,8 @@ def rehearse(
         params=params,
         statistics=statistics,
         only=only,
+        output=output,
+        overwrite=overwrite,
         registry=registry,
     )
     check_structure(job)

@@ -61,15 +61,6 @@ def merge(
         UsageError: the request is wrong; nothing was written.
         MethodError: the method failed; nothing was written.
     """
-    target = None
-    if output is not None:
-        from mtk.files import check_target
-
-        target = Path(output)
-        inputs = [
-            Path(item) for item in [base, *experts] if isinstance(item, str | Path)
-        ]
-        check_target(target, inputs, overwrite=overwrite)
     job = prepare(
         method,
         experts=experts,
@@ -79,9 +70,11 @@ def merge(
         tasks=tasks,
         only=only,
         masks=masks,
+        output=output,
+        overwrite=overwrite,
         registry=registry,
     )
-    return execute(job, target)
+    return execute(job, None if output is None else Path(output))
 
 
 def prepare(
@@ -94,6 +87,8 @@ def prepare(
     tasks: Sequence[Any] = (),
     only: Sequence[str] = ("*",),
     masks: Mapping[str, Tensor] | None = None,
+    output: Path | str | None = None,
+    overwrite: bool = False,
     registry: Registry | None = None,
 ) -> Job:
     """Open and check everything that :func:`merge` needs; read no tensor.
@@ -101,8 +96,14 @@ def prepare(
     Arguments are those of :func:`merge`. The job can be executed, or only looked at.
     """
     from mtk import loading
+    from mtk.files import check_target
     from mtk.job import Job
 
+    if output is not None:
+        inputs = [
+            Path(item) for item in [base, *experts] if isinstance(item, str | Path)
+        ]
+        check_target(Path(output), inputs, overwrite=overwrite)
     registry = registry or loading.load()
     declared = registry.method(method).item if isinstance(method, str) else method
     sources = [

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import os
 import platform
+import signal
 import statistics as numbers
+import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -55,10 +59,23 @@ def one_thread() -> Iterator[None]:
 
 
 def start_worker(files: tuple[str, ...]) -> None:
-    """Initialise a worker process: load plugins, one thread."""
+    """Initialise a worker process: load plugins, one thread, live as long as the parent.
+
+    An interrupt reaches the whole group of processes; the parent answers it and ends the
+    workers. A parent that was killed ends nobody, so each worker watches for that.
+    """
     global _registry  # noqa: PLW0603  one registry a process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _registry = load(files)
     torch.set_num_threads(1)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def run_item(setting: Setting, item: Item) -> dict[str, Any]:
