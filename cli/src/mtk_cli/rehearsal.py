@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from mtk.declare import Method
     from mtk.loading import Registry
@@ -28,6 +28,7 @@ def rehearse(
 
     Only headers of the checkpoints are read.
     """
+    from mtk.job import check_structure
     from mtk.merging import prepare
 
     job = prepare(
