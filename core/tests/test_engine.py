@@ -347,6 +347,36 @@ def test_routing_parts_of_weight_and_bias_meet_at_the_layer() -> None:
     assert set(merged.routing["a.weight"]) == {"left", "shift"}
 
 
+def test_a_routed_result_runs_in_a_model_and_leaves_it_as_it_was(
+    tmp_path: Path,
+) -> None:
+    def shift(*, experts, info, gain):
+        parts = {"shift": experts[0].sum(1)} if info.role == "linear" else {}
+        return Routed(experts[1], parts)
+
+    def route(*, x, parts, gain):
+        return gain * parts["shift"].expand(*x.shape[:-1], -1)
+
+    method = declare(
+        shift,
+        scope="tensor",
+        output="routed",
+        route=route,
+        needs=mtk.Needs(info=True),
+        params=(mtk.Param("gain", 2.0),),
+    )
+    torch.manual_seed(0)
+    models = [torch.nn.Sequential(torch.nn.Linear(3, 2)) for _ in range(2)]
+    merged = run(method, [model.state_dict() for model in models])
+    x, plain = torch.randn(5, 3), models[1]
+    want = plain(x) + 2 * models[0][0].weight.sum(1)
+    with merged.routed(plain) as model:
+        torch.testing.assert_close(model(x), want)
+    assert not torch.allclose(plain(x), want)
+    with pytest.raises(UsageError, match="static"):
+        run(mean, [model.state_dict() for model in models]).routed(plain)
+
+
 def test_model_scope_gets_whole_state_dicts_without_integers() -> None:
     def whole(*, experts, base, tasks):
         assert "steps" not in base

@@ -106,10 +106,11 @@ def prepare(
         check_target(Path(output), inputs, overwrite=overwrite)
     registry = registry or loading.load()
     declared = registry.method(method).item if isinstance(method, str) else method
-    sources = [
-        open_model(expert, f"expert {i}", registry) for i, expert in enumerate(experts)
-    ]
     opened_base = None if base is None else open_model(base, "base", registry)
+    sources = [
+        open_model(expert, f"expert {i}", registry, opened_base)
+        for i, expert in enumerate(experts)
+    ]
     values = complete(
         declared.params, params or {}, owner=declared.name, experts=len(sources)
     )
@@ -171,8 +172,13 @@ def _collect(job: Job, merged: Merged, stream: Any) -> None:
             merged.tensors[name] = value
 
 
-def open_model(model: Model, label: str, registry: Registry) -> Checkpoint:
-    """A path, a state dict or an open checkpoint, as a checkpoint."""
+def open_model(
+    model: Model, label: str, registry: Registry, base: Checkpoint | None = None
+) -> Checkpoint:
+    """A path, a state dict or an open checkpoint, as a checkpoint.
+
+    The ``base`` is for adapters whose files hold differences to it.
+    """
     from collections.abc import Mapping
 
     from mtk.checkpoint import StateDict
@@ -188,7 +194,7 @@ def open_model(model: Model, label: str, registry: Registry) -> Checkpoint:
     for provided in registry.adapters:
         target = resolve(provided.item.target)
         if target.matches(path):
-            opened: Checkpoint = target.open(path)
+            opened: Checkpoint = target.open(path, base=base)
             return opened
     known = ", ".join(provided.item.name for provided in registry.adapters) or "none"
     raise CheckpointError(

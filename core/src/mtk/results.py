@@ -10,9 +10,10 @@ from mtk.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from mtk.declare import Method
     from mtk.loading import Registry
@@ -102,6 +103,20 @@ class Merged:
             value = decode(shared=shared, code=codes[name], **given)
             state[name] = value.to(getattr(torch, self.dtypes[name]))
         return state
+
+    def routed(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        """Add the routing to a model that has these ``tensors``, for the ``with`` block.
+
+        Its linear layers must be visible to hooks (:func:`mtk.live.expose_linears`).
+        """
+        if self.method.output != "routed":
+            raise UsageError(f"{self.method.name} gives a {self.method.output} result")
+        from mtk.job import own_params
+        from mtk.live import routed
+        from mtk.loading import resolve
+
+        params = own_params(self.method, self.params)
+        return routed(model, self.routing, resolve(self.method.route), params)
 
     def added_bytes(self) -> int:
         """Storage beyond one static checkpoint."""

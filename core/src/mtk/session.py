@@ -13,8 +13,8 @@ import torch
 
 from mtk.checkpoint import SafetensorsCheckpoint, StateDict
 from mtk.errors import CheckpointError
-from mtk.job import Job, own_params, takes
-from mtk.live import LiveTask, routed
+from mtk.job import Job, takes
+from mtk.live import LiveTask
 from mtk.loading import resolve
 from mtk.models import folder_of
 from mtk.randomness import stream
@@ -132,11 +132,8 @@ class Session:
                 name: self.score(merged.task(index), split, [name])[name]
                 for index, name in enumerate(held_in)
             }
-        context = None
-        if merged.method.output == "routed":
-            route = resolve(merged.method.route)
-            params = own_params(merged.method, merged.params)
-            context = routed(self.module, merged.routing, route, params)
+        is_routed = merged.method.output == "routed"
+        context = merged.routed(self.module) if is_routed else None
         return self.score(merged.tensors, split, names, context)
 
     def statistics(

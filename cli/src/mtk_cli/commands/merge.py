@@ -215,7 +215,7 @@ def _write_result(merged: Merged) -> None:
     elif merged.method.output == "routed":
         render.line(
             "A routed result, for use from Python: "
-            f"merged = mtk.load_merged({str(path)!r}), then mtk.live.routed"
+            f"merged = mtk.load_merged({str(path)!r}), then: with merged.routed(model)"
         )
 
 
