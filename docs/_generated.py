@@ -146,6 +146,7 @@ def functions() -> None:
         mtk.bench,
         mtk.load,
         mtk.load_merged,
+        mtk.inspect,
         mtk.Merged,
         mtk.LiveTask,
     ):

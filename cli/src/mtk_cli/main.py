@@ -23,6 +23,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "bench": "Score merging methods on a track, side by side.",
         "merge": "Merge checkpoints into one file.",
         "export": "Write the checkpoint of one task of a per-task result.",
+        "inspect": "Look at an unfamiliar checkpoint.",
     },
     "See what is installed": {
         "list-methods": "Merging methods.",

@@ -23,6 +23,7 @@ from mtk.declare import (
 from mtk.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from mtk.inspection import inspect
     from mtk.live import LiveTask
     from mtk.loading import load
     from mtk.merging import merge
@@ -36,6 +37,7 @@ _LAZY = {
     "PerTask": "mtk.results",
     "Routed": "mtk.results",
     "bench": "mtk.protocol",
+    "inspect": "mtk.inspection",
     "load": "mtk.loading",
     "load_merged": "mtk.results",
     "merge": "mtk.merging",
@@ -58,6 +60,7 @@ __all__ = [
     "__version__",
     "bench",
     "hookimpl",
+    "inspect",
     "load",
     "load_merged",
     "merge",
