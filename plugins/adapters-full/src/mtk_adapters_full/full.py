@@ -34,7 +34,12 @@ def matches(path: Path) -> bool:
     """Whether there is something here that :func:`open` reads."""
     if path.is_file():
         return path.suffix == ".safetensors"
-    return path.is_dir() and any(path.glob("*.safetensors"))
+    return path.is_dir() and bool(_regular(path))
+
+
+def _regular(folder: Path) -> list[Path]:
+    """Its safetensors files; a pipe or a dangling link is none."""
+    return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
 
 
 def open(  # noqa: A001  the adapter contract names it so
@@ -56,7 +61,7 @@ def _files(path: Path) -> list[Path]:
     for name in _SINGLE:
         if (path / name).is_file():
             return [path / name]
-    files = sorted(path.glob("*.safetensors"))
+    files = _regular(path)
     if len(files) != 1:
         raise CheckpointError(
             f"{path} holds {len(files)} safetensors files and no index; name one of them"
