@@ -118,6 +118,15 @@ def _help(title: str, command: click.Command, context: click.Context) -> None:
     print(f"\n## {title}\n\n```text\n{text}\n```")
 
 
+def checks() -> None:
+    """Every conformance check and why it matters."""
+    from mtk.testing import CHECKS
+
+    print("| check | why |\n| --- | --- |")
+    for check in CHECKS:
+        print(f"| `{check.id}` | {check.why} |")
+
+
 def hooks() -> None:
     """The docstring of every hook."""
     for name in ("mtk_methods", "mtk_tasks", "mtk_adapters", "mtk_metrics"):
