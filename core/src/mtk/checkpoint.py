@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -89,6 +90,7 @@ class SafetensorsCheckpoint:
         self.label = label
         self._stack = ExitStack()
         self._where: dict[str, Any] = {}
+        self._places: dict[str, _Place] = {}
         self._infos: dict[str, TensorInfo] = {}
         for file in files:
             self._add(file)
@@ -97,7 +99,7 @@ class SafetensorsCheckpoint:
         self._infos = settle_roles(self._infos)
 
     def _add(self, file: Path) -> None:
-        _refuse_duplicate_names(file)
+        places = _places(file)
         try:
             handle = self._stack.enter_context(safe_open(file, framework="pt"))
             names = list(handle.keys())
@@ -117,6 +119,7 @@ class SafetensorsCheckpoint:
                 )
             self._where[name] = handle
             self._infos[name] = describe(name, part.get_shape(), dtype)
+        self._places |= {name: places[name] for name in names if name in places}
 
     def names(self) -> list[str]:
         """Tensor names, sorted."""
@@ -131,9 +134,58 @@ class SafetensorsCheckpoint:
         tensor: Tensor = self._where[name].get_tensor(name)
         return tensor
 
+    def part(self, name: str, start: int, end: int) -> Tensor:
+        """Entries ``start`` to ``end``, counted flat, read into memory of their own.
 
-def _refuse_duplicate_names(file: Path) -> None:
-    """The usual reader lets the last of two equal names win, in silence."""
+        Pages of a memory map count as the process's memory until they are dropped;
+        what is read here is gone with the tensor.
+        """
+        place = self._places.get(name)
+        if place is None:
+            return self.read(name).flatten()[start:end].clone()
+        tensor = torch.empty(end - start, dtype=getattr(torch, self._infos[name].dtype))
+        if len(tensor):
+            view = memoryview(tensor.view(torch.uint8).numpy().data)
+            _fill(view, place, place.offset + start * tensor.element_size())
+        return tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a tensor's bytes begin, and how to know that the file is still the same."""
+
+    file: Path
+    offset: int
+    state: tuple[int, ...]
+
+
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _fill(view: memoryview, place: _Place, offset: int) -> None:
+    """Read until ``view`` is full. Descriptors are not kept: shards may be many."""
+    try:
+        descriptor = os.open(place.file, os.O_RDONLY)
+        try:
+            same, done = _state(os.fstat(descriptor)) == place.state, 0
+            while same and done < len(view):
+                count = os.preadv(descriptor, [view[done:]], offset + done)
+                done, same = done + count, count > 0
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise CheckpointError(f"{place.file} could not be read: {error}") from error
+    if not same:
+        raise CheckpointError(f"{place.file} changed while it was being read")
+
+
+def _places(file: Path) -> dict[str, _Place]:
+    """Where the tensors of a file are, from its header.
+
+    Refuses a name that stands twice; the usual reader lets the last of two equal names
+    win, in silence.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen = dict(pairs)
@@ -144,10 +196,19 @@ def _refuse_duplicate_names(file: Path) -> None:
     try:
         with file.open("rb") as handle:
             size = int.from_bytes(handle.read(8), "little")
-            if size <= 100_000_000:
-                json.loads(handle.read(size), object_pairs_hook=unique)
-    except (OSError, ValueError, RecursionError):
-        return  # the reader itself says what is wrong
+            if size > 100_000_000:
+                return {}
+            table = json.loads(handle.read(size), object_pairs_hook=unique)
+            state = _state(os.fstat(handle.fileno()))
+        return {
+            name: _Place(file, 8 + size + entry["data_offsets"][0], state)
+            for name, entry in table.items()
+            if name != "__metadata__"
+        }
+    except (OSError, ValueError, RecursionError, TypeError, LookupError):
+        return {}  # the reader itself says what is wrong
+    except AttributeError:  # not a table at all
+        return {}
 
 
 class StateDict:

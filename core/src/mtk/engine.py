@@ -1,20 +1,29 @@
 """The engine: runs one method over lazily read checkpoints, tensor by tensor.
 
 It owns dtypes, order, chunks, seeds and checks; a method owns its mathematics. 16-bit
-tensors are computed in float32 and rounded once. Tensors are visited in one fixed order.
+tensors are computed in float32 and rounded once. Threads work on several tensors, or
+parts of large ones, at a time; what they give does not depend on how many they are.
+
+Memory: for each thread, scope ``element`` holds one CHUNK of every source and of the
+method's intermediate values; other scopes hold one whole tensor of each instead, in
+float32. Nothing grows with the model, unless the result is kept in memory.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mtk._checks import checked, rounded
+from mtk._reading import Scratch, fit, read_part, read_whole
 from mtk.errors import CheckpointError, MethodError, MtkError, first_line
-from mtk.job import check_structure, find_tied, own_params
+from mtk.job import check_structure, find_tied, own_params, without_statistic
 from mtk.loading import resolve
+from mtk.pipeline import ordered
 from mtk.randomness import Random
-from mtk.results import PerTask, Routed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,71 +32,107 @@ if TYPE_CHECKING:
 
     from mtk.adapters import Checkpoint
     from mtk.job import Job
+    from mtk.writing import Output
 
-# Element-wise work is cut into slices of this many entries: a few MB of float32 for a
-# handful of experts, which stays in the last-level cache of common processors.
-CHUNK = 1 << 20
+    Put = Callable[[int, Tensor], None]
+
+# Element-wise work is cut into slices of this many entries: a few hundred kB of float32
+# for each expert, which stay in the second-level cache of common processors.
+CHUNK = 1 << 16
+# Entries of one piece of work, where a tensor can be cut: large enough that handing it
+# out costs nothing, small enough that the threads finish together.
+UNIT = 1 << 22
 
 
-def run(job: Job, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """A tensor, or entries ``start`` to ``end`` of one, as a piece of work."""
+
+    name: str
+    start: int
+    end: int
+    merged: bool
+    twins: tuple[str, ...] = ()
+
+
+def run(
+    job: Job, names: Sequence[str], workers: int | None = None
+) -> Iterator[tuple[str, Any]]:
     """Yield (name, Tensor | PerTask | Routed) for every tensor, in the order of ``names``.
 
     A static result has the dtype of the first checkpoint.
     """
-    check_structure(job)
-    job.report.tied = find_tied(job)
+    _prepare(job, names)
     if job.method.scope == "model":
         yield from _run_model(job, names)
         return
-    summary = _scan(job)
-    target = resolve(job.method.target)
+    work = _Work(job, _scan(job, workers))
+    units = _units(job, names, whole=True)
     done: dict[str, Any] = {}
-    kept = set(job.report.tied.values())
-    job.report.passes += 1
+    results = zip(units, ordered(units, work.value, workers), strict=True)
     for name in names:
-        twin = job.report.tied.get(name, name)
-        if not job.merged(job.first.info(name)):
-            yield name, _copy(job, name)
-        elif twin in done:
-            yield name, done[twin]
-        else:
-            value = _merge_tensor(job, target, twin, summary)
-            if twin in kept:
-                done[twin] = value
-            yield name, value
+        if name not in done:
+            unit, value = next(results)
+            done |= dict.fromkeys((unit.name, *unit.twins), value)
+        if name not in job.report.tied and not job.merged(job.first.info(name)):
+            job.report.copied.append(name)
+        yield name, done.pop(name)
 
 
-def _compute_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+def write(
+    job: Job, names: Sequence[str], output: Output, workers: int | None = None
+) -> None:
+    """Run a job with a static result, and put it into a file as it comes."""
+    _prepare(job, names)
+    if job.method.scope == "model":
+        for name, value in _run_model(job, names):
+            output.put(name, 0, value)
+        return
+    work = _Work(job, _scan(job, workers))
+
+    def save(unit: _Unit) -> None:
+        def put(start: int, value: Tensor) -> None:
+            for name in (unit.name, *unit.twins):
+                output.put(name, start, value)
+
+        work.parts(unit, put)
+
+    for _ in ordered(_units(job, names, whole=False), save, workers):
+        pass
+    job.report.copied += [n for n in names if not job.merged(job.first.info(n))]
 
 
-def _read(source: Checkpoint, name: str) -> Tensor:
-    tensor = source.read(name)
-    tensor = tensor.to(_compute_dtype(tensor))
-    if not bool(torch.isfinite(tensor).all()):
-        raise CheckpointError(
-            f"{source.label}: {name!r} contains NaN or infinity\n"
-            "Nothing was merged; look at how that model was trained or converted"
-        )
-    return tensor
+def _prepare(job: Job, names: Sequence[str]) -> None:
+    check_structure(job)
+    job.report.tied = find_tied(job)
+    if job.method.scope != "model":
+        job.report.without_statistic |= without_statistic(job, names)
 
 
-def _given(job: Job, name: str) -> dict[str, Any]:
-    """The tensors a method declared, under their keywords."""
-    needs = job.method.needs
-    given: dict[str, Any] = {"experts": [_read(expert, name) for expert in job.experts]}
-    if needs.base:
-        given["base"] = None if job.base is None else _read(job.base, name)
-    for statistic in needs.statistics:
-        files = job.statistics[statistic]
-        given[statistic] = [
-            _read(file, name) if name in file.names() else None for file in files
-        ]
-        if any(value is None for value in given[statistic]):
-            missing = job.report.without_statistic.setdefault(statistic, [])
-            if name not in missing:
-                missing.append(name)
-    return given
+def _units(job: Job, names: Sequence[str], *, whole: bool) -> list[_Unit]:
+    """Work in the order of ``names``; a tied tensor belongs to its twin's unit."""
+    tied = job.report.tied
+    twins: dict[str, list[str]] = {}
+    for name, twin in tied.items():
+        twins.setdefault(twin, []).append(name)
+    units: list[_Unit] = []
+    step = CHUNK * max(1, UNIT // CHUNK)
+    cut = all(hasattr(source, "part") for source in job.sources)
+    for name in dict.fromkeys(tied.get(name, name) for name in names):
+        unit = _unit(job, name, tuple(twins.get(name, ())))
+        if whole or not cut or (unit.merged and not _sliceable(job)):
+            units.append(unit)
+            continue
+        for start in range(0, max(unit.end, 1), step):
+            end = min(start + step, unit.end)
+            units.append(replace(unit, start=start, end=end))
+    return units
+
+
+def _unit(job: Job, name: str, twins: tuple[str, ...] = ()) -> _Unit:
+    """All of a tensor."""
+    info = job.first.info(name)
+    return _Unit(name, 0, torch.Size(info.shape).numel(), job.merged(info), twins)
 
 
 def _extras(
@@ -105,78 +150,169 @@ def _extras(
     return extras
 
 
-def _scan(job: Job) -> dict[str, Any] | None:
+def _scan(job: Job, workers: int | None) -> dict[str, Any] | None:
+    """Sums over all tensors, added in the order of the names."""
     if job.method.scope != "two-pass":
         return None
+    names = [
+        name
+        for name in job.first.names()
+        if name not in job.report.tied and job.merged(job.first.info(name))
+    ]
     summary: dict[str, Any] = {}
     for scan in job.method.scans:
         if any(job.params[name] not in values for name, values in scan.when.items()):
             continue
-        target = resolve(scan.target)
+        work = _Work(job, summary, scan.target)
         sums: dict[str, Any] = {}
         job.report.passes += 1
-        for name in job.first.names():
-            if name in job.report.tied or not job.merged(job.first.info(name)):
-                continue
-            given, extras = _given(job, name), _extras(job, name, summary)
-            for key, value in _call(job, target, name, given | extras).items():
-                sums[key] = sums[key] + value if key in sums else value
+        for found in ordered(names, work.scan, workers):
+            for key, value in found.items():
+                sums[key] = _add(sums[key], value) if key in sums else value
         summary |= sums
     return summary
 
 
-def _merge_tensor(
-    job: Job, target: Callable[..., Any], name: str, summary: Mapping[str, Any] | None
-) -> Any:
-    given, extras = _given(job, name), _extras(job, name, summary)
-    info = job.first.info(name)
-    size = torch.Size(info.shape).numel()
-    if job.method.scope == "element" and job.method.output == "static" and size > CHUNK:
-        value = _in_chunks(job, target, name, given, extras)
-    else:
-        value = _call(job, target, name, given | extras)
-    return _checked(job, name, value)
+def _add(total: Any, value: Any) -> Any:
+    """The sum, in the memory of ``total`` where the scan's results allow it."""
+    if (
+        isinstance(total, torch.Tensor)
+        and isinstance(value, torch.Tensor)
+        and (total.shape, total.dtype) == (value.shape, value.dtype)
+        and total.is_contiguous()
+    ):
+        return total.add_(value)
+    return total + value
 
 
-def _in_chunks(
-    job: Job,
-    target: Callable[..., Any],
-    name: str,
-    given: dict[str, Any],
-    extras: dict[str, Any],
-) -> Tensor:
-    flat: dict[str, Any] = {
-        key: [_flatten(part) for part in value]
-        if isinstance(value, list)
-        else _flatten(value)
-        for key, value in given.items()
-    }
-    shape = given["experts"][0].shape
-    result = torch.empty_like(flat["experts"][0])
-    for start in range(0, result.numel(), CHUNK):
-        end = min(start + CHUNK, result.numel())
-        part = {
-            key: [_slice(item, start, end) for item in value]
-            if isinstance(value, list)
-            else _slice(value, start, end)
-            for key, value in flat.items()
+class _Work:
+    """What threads do with the tensors of a job, for one pass."""
+
+    def __init__(
+        self, job: Job, summary: Mapping[str, Any] | None, target: Any = None
+    ) -> None:
+        self._job, self._summary, self._scratch = job, summary, Scratch()
+        self._target = resolve(target or job.method.target)
+        self._known = {
+            statistic: [set(file.names()) for file in files]
+            for statistic, files in job.statistics.items()
         }
-        value = _call(job, target, name, part | extras)
-        if not isinstance(value, torch.Tensor) or value.shape != (end - start,):
-            raise MethodError(
-                f"{job.method.name}: {name!r}: an element method must return a tensor of "
-                f"the shape it was given, {(end - start,)}"
-            )
-        result[start:end] = value
-    return result.view(shape)
+        if target is None:
+            job.report.passes += 1
+
+    def value(self, unit: _Unit) -> Any:
+        """The whole result of a tensor, in memory."""
+        job, name = self._job, unit.name
+        if not unit.merged:
+            _compare(job, unit)
+            return job.first.read(name)
+        if not self._sliced(name):
+            return checked(job, name, self.call(name))
+        info = job.first.info(name)
+        result = torch.empty(unit.end, dtype=getattr(torch, info.dtype))
+
+        def put(start: int, value: Tensor) -> None:
+            result[start : start + len(value)] = value
+
+        self._slices(unit, put)
+        return result.view(info.shape)
+
+    def parts(self, unit: _Unit, put: Put) -> None:
+        """The result of a unit, handed over piece by piece."""
+        job, name = self._job, unit.name
+        if not unit.merged:
+            _compare(job, unit)
+            for start, end in _steps(unit):
+                put(start, read_part(job.first, name, start, end))
+        elif self._sliced(name):
+            self._slices(unit, put)
+        else:
+            put(0, checked(job, name, self.call(name, self._scratch)))
+
+    def scan(self, name: str) -> dict[str, Any]:
+        """What a scan counts in one tensor."""
+        found = self.call(name, self._scratch)
+        # Copies: inputs' memory is used again, and sums grow in place.
+        return {
+            key: value.clone() if isinstance(value, torch.Tensor) else value
+            for key, value in found.items()
+        }
+
+    def call(self, name: str, scratch: Scratch | None = None) -> Any:
+        """What the method's function returns for a whole tensor."""
+        given = self._given(name, lambda source: read_whole(source, name, scratch))
+        extras = _extras(self._job, name, self._summary)
+        return _call(self._job, self._target, name, given | extras)
+
+    def _sliced(self, name: str) -> bool:
+        size = torch.Size(self._job.first.info(name).shape).numel()
+        return size > CHUNK and _sliceable(self._job)
+
+    def _slices(self, unit: _Unit, put: Put) -> None:
+        """Call the method slice by slice; hand over what it returns, rounded."""
+        job, name = self._job, unit.name
+        extras = _extras(job, name, self._summary)
+        whole: dict[int, Tensor] = {}  # of sources that cannot be read in part
+
+        def read(source: Checkpoint, start: int, end: int) -> Tensor:
+            if hasattr(source, "part"):
+                return fit(source, name, source.part(name, start, end))
+            if id(source) not in whole:
+                whole[id(source)] = source.read(name).flatten()
+            return fit(source, name, whole[id(source)][start:end])
+
+        for start, end in _steps(unit):
+            given = self._given(name, partial(read, start=start, end=end))
+            value = _call(job, self._target, name, given | extras)
+            if not isinstance(value, torch.Tensor) or value.shape != (end - start,):
+                raise MethodError(
+                    f"{job.method.name}: {name!r}: an element method must return a tensor "
+                    f"of the shape it was given, {(end - start,)}"
+                )
+            put(start, rounded(job, name, value))
+
+    def _given(self, name: str, read: Callable[[Checkpoint], Tensor]) -> dict[str, Any]:
+        """The tensors a method declared, under their keywords."""
+        job, needs = self._job, self._job.method.needs
+        given: dict[str, Any] = {"experts": [read(expert) for expert in job.experts]}
+        if needs.base:
+            given["base"] = None if job.base is None else read(job.base)
+        for statistic in needs.statistics:
+            pairs = zip(job.statistics[statistic], self._known[statistic], strict=True)
+            given[statistic] = [
+                read(file) if name in known else None for file, known in pairs
+            ]
+        return given
 
 
-def _flatten(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.flatten()
+def _compare(job: Job, unit: _Unit) -> None:
+    """Integer buffers must agree; other tensors outside the merge need not."""
+    name = unit.name
+    if job.first.info(name).role != "buffer":
+        return
+    for start, end in _steps(unit):
+        value = read_part(job.first, name, start, end)
+        for source in job.sources[1:]:
+            if not torch.equal(value, read_part(source, name, start, end)):
+                raise CheckpointError(
+                    f"{name!r} holds whole numbers that differ between "
+                    f"{job.first.label} and {source.label}; they cannot be merged"
+                )
 
 
-def _slice(tensor: Tensor | None, start: int, end: int) -> Tensor | None:
-    return None if tensor is None else tensor[start:end]
+def _steps(unit: _Unit) -> Iterator[tuple[int, int]]:
+    for start in range(unit.start, unit.end, CHUNK):
+        yield start, min(start + CHUNK, unit.end)
+
+
+def _sliceable(job: Job) -> bool:
+    """Whether the method may see slices. A Gram matrix has no slices."""
+    method = job.method
+    return (
+        method.scope == "element"
+        and method.output == "static"
+        and "gram" not in method.needs.statistics
+    )
 
 
 def _tensors(arguments: Mapping[str, Any]) -> list[Tensor]:
@@ -211,83 +347,6 @@ def _call(
     return result
 
 
-def _checked(job: Job, name: str, value: Any) -> Any:
-    """Shape, type and finiteness of what a method returned; static values are rounded."""
-    method, info = job.method, job.first.info(name)
-    wanted = {
-        "static": torch.Tensor,
-        "per_task": PerTask,
-        "routed": (Routed, torch.Tensor),
-    }
-    if not isinstance(value, wanted[method.output]):  # type: ignore[arg-type]
-        raise MethodError(
-            f"{method.name} returned {type(value).__name__} for {name!r}; its declared "
-            f"output is {method.output}"
-        )
-    if isinstance(value, PerTask):
-        if len(value.codes) != len(job.experts):
-            raise MethodError(
-                f"{method.name} returned {len(value.codes)} codes for {len(job.experts)} experts"
-            )
-        _check_tensor(job, name, value.shared, info.shape)
-        for code in value.codes:
-            _check_parts(job, name, code)
-        return value
-    if isinstance(value, Routed):
-        _check_parts(job, name, value.parts)
-        tensor = _check_tensor(job, name, value.value, info.shape)
-        return Routed(tensor, value.parts)
-    return _check_tensor(job, name, value, info.shape)
-
-
-def _check_parts(job: Job, name: str, parts: Mapping[str, Tensor]) -> None:
-    """Codes and routing parts: simple names, finite numbers."""
-    for part, tensor in parts.items():
-        if "." in part:
-            raise MethodError(
-                f"{job.method.name}: part {part!r} of {name!r} has a dot in it"
-            )
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise MethodError(
-                f"{job.method.name} produced NaN or infinity in part {part!r} of {name!r}"
-            )
-
-
-def _check_tensor(
-    job: Job, name: str, tensor: Tensor, shape: tuple[int, ...]
-) -> Tensor:
-    method = job.method
-    if tuple(tensor.shape) != shape:
-        raise MethodError(
-            f"{method.name} returned {tuple(tensor.shape)} for {name!r}, which is {shape}"
-        )
-    if not bool(torch.isfinite(tensor).all()):
-        raise MethodError(f"{method.name} produced NaN or infinity in {name!r}")
-    dtype: torch.dtype = getattr(torch, job.first.info(name).dtype)
-    if method.output == "per_task":
-        return tensor
-    rounded = tensor.detach().to(dtype)
-    if not bool(torch.isfinite(rounded).all()):
-        raise MethodError(
-            f"{method.name}: {name!r} does not fit {job.first.info(name).dtype}"
-        )
-    return rounded
-
-
-def _copy(job: Job, name: str) -> Tensor:
-    """A tensor outside the merge: integer buffers must agree, others come from the first."""
-    value = job.first.read(name)
-    if job.first.info(name).role == "buffer":
-        for source in job.sources[1:]:
-            if not torch.equal(value, source.read(name)):
-                raise CheckpointError(
-                    f"{name!r} holds whole numbers that differ between {job.first.label} "
-                    f"and {source.label}; they cannot be merged"
-                )
-    job.report.copied.append(name)
-    return value
-
-
 def _run_model(job: Job, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
     method = job.method
     merged = [
@@ -297,13 +356,14 @@ def _run_model(job: Job, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
     ]
     given: dict[str, Any] = {
         "experts": [
-            {name: _read(expert, name) for name in merged} for expert in job.experts
+            {name: read_whole(expert, name) for name in merged}
+            for expert in job.experts
         ]
     }
     if method.needs.base:
         base = job.base
         given["base"] = (
-            None if base is None else {name: _read(base, name) for name in merged}
+            None if base is None else {name: read_whole(base, name) for name in merged}
         )
     if method.needs.data != "none":
         given["tasks"] = list(job.tasks)
@@ -328,6 +388,8 @@ def _run_model(job: Job, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
     for name in names:
         twin = job.report.tied.get(name, name)
         if twin in result:
-            yield name, _checked(job, name, result[twin])
+            yield name, checked(job, name, result[twin])
         else:
-            yield name, _copy(job, name)
+            _compare(job, _unit(job, name))
+            job.report.copied.append(name)
+            yield name, job.first.read(name)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtk.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 
 def check_target(
@@ -35,17 +36,28 @@ def check_target(
 
 
 def replace_file(path: Path, write: Iterable[bytes | memoryview]) -> None:
-    """Write chunks to a temporary name beside ``path``, sync, and rename over it."""
+    """Write chunks, one after the other, into a file that appears when it is complete."""
+    offset = 0
+    with replacing(path) as descriptor:
+        for chunk in write:
+            view = memoryview(chunk)
+            write_at(descriptor, view, offset)
+            offset += len(view)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[int]:
+    """Give the descriptor of a temporary file; at the end, sync and rename it."""
     descriptor, name = tempfile.mkstemp(
         prefix=f".{path.name}.", suffix=".partial", dir=path.parent
     )
     temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as handle:
-            for chunk in write:
-                handle.write(chunk)
-            handle.flush()
-            os.fsync(handle.fileno())
+        try:
+            yield descriptor
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -56,3 +68,10 @@ def replace_file(path: Path, write: Iterable[bytes | memoryview]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_at(descriptor: int, data: memoryview, offset: int) -> None:
+    """Write all of ``data``, however many calls the system needs."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done:], offset + done)

@@ -116,22 +116,53 @@ def find_tied(job: Job) -> dict[str, str]:
     for name in job.first.names():
         info = job.first.info(name)
         if len(info.shape) >= 2 and 0 not in info.shape and job.merged(info):
-            sample = job.first.read(name).flatten()[:16].double().tolist()
+            sample = _head(job.first, name).double().tolist()
             groups.setdefault((info.shape, info.dtype, *sample), []).append(name)
     tied: dict[str, str] = {}
     for names in groups.values():
-        for index, name in enumerate(names):
-            for twin in names[:index]:
-                if twin not in tied and _same_everywhere(job, name, twin):
-                    tied[name] = twin
-                    break
+        originals: list[str] = []
+        for name in names if len(names) > 1 else ():
+            if _constant(job.first.read(name)):
+                continue
+            twin = next((t for t in originals if _same(job, name, t)), None)
+            if twin is None:
+                originals.append(name)
+            else:
+                tied[name] = twin
     return tied
 
 
-def _same_everywhere(job: Job, name: str, twin: str) -> bool:
-    first = job.first.read(name)
-    if bool((first == first.flatten()[0]).all()):
-        return False
+def _head(source: Checkpoint, name: str) -> Tensor:
+    """The first entries; as little of the file as possible."""
+    if hasattr(source, "part"):
+        size = torch.Size(source.info(name).shape).numel()
+        part: Tensor = source.part(name, 0, min(16, size))
+        return part
+    return source.read(name).flatten()[:16]
+
+
+def _constant(tensor: Tensor) -> bool:
+    return bool((tensor == tensor.flatten()[0]).all())
+
+
+def _same(job: Job, name: str, twin: str) -> bool:
     return all(
         torch.equal(source.read(name), source.read(twin)) for source in job.sources
     )
+
+
+def without_statistic(job: Job, names: Sequence[str]) -> dict[str, list[str]]:
+    """Merged tensors that a statistic of some expert does not reach."""
+    missing: dict[str, list[str]] = {}
+    for statistic in job.method.needs.statistics:
+        known = [set(file.names()) for file in job.statistics[statistic]]
+        absent = [
+            name
+            for name in names
+            if name not in job.report.tied
+            and job.merged(job.first.info(name))
+            and not all(name in there for there in known)
+        ]
+        if absent:
+            missing[statistic] = absent
+    return missing

@@ -127,22 +127,30 @@ def prepare(
     )
 
 
-def execute(job: Job, target: Path | None = None) -> Merged:
-    """Run a job; write a static result to ``target`` tensor by tensor, or keep it."""
-    from mtk.engine import run
+def execute(
+    job: Job, target: Path | None = None, *, workers: int | None = None
+) -> Merged:
+    """Run a job; write a static result to ``target`` tensor by tensor, or keep it.
+
+    ``workers`` threads share the tensors; by default one per processor, at most four.
+    The result is the same for every number of them.
+    """
+    from mtk.engine import run, write
     from mtk.measure import Measure
     from mtk.results import Merged, metadata
-    from mtk.writing import layout, write_safetensors
+    from mtk.writing import layout, open_output
 
     merged = Merged(method=job.method, params=dict(job.params), report=job.report)
     infos = layout(job.first.info(name) for name in job.first.names())
+    names = [info.name for info in infos]
     with Measure() as measured:
-        stream = run(job, [info.name for info in infos])
         if target is not None and job.method.output == "static":
-            write_safetensors(target, infos, stream, metadata(job.method, job.params))
+            head = metadata(job.method, job.params)
+            with open_output(target, infos, head) as output:
+                write(job, names, output, workers)
             merged.path = target
         else:
-            _collect(job, merged, stream)
+            _collect(job, merged, run(job, names, workers))
             if target is not None:
                 merged.save(target, overwrite=True)
                 merged.path = target
@@ -191,7 +199,8 @@ def open_model(
     path = Path(model)
     if not path.exists():
         raise CheckpointError(f"{label}: no such file or folder: {path}")
-    for provided in registry.adapters:
+    # Plain checkpoints come last: a folder of an adapter holds safetensors files as well.
+    for provided in sorted(registry.adapters, key=lambda p: p.item.kind == "full"):
         target = resolve(provided.item.target)
         if target.matches(path):
             opened: Checkpoint = target.open(path, base=base)

@@ -171,7 +171,7 @@ def _method(session: Session, item: Item) -> dict[str, Any]:
         params = complete(method.params, point, owner=method.name, experts=len(experts))
         job, seconds = session.job(method, params, experts)
         statistics_seconds = max(statistics_seconds, seconds)
-        merged = execute(job)
+        merged = execute(job, workers=1)
         score = _validate(session, merged) if len(item.trials) > 1 else None
         trial = {
             "params": point,

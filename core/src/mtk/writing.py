@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
 
 from mtk.checkpoint import CODES
 from mtk.errors import CheckpointError
-from mtk.files import replace_file
+from mtk.files import replace_file, replacing, write_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -66,3 +68,50 @@ def write_safetensors(
                 yield memoryview(flat.view(torch.uint8).numpy().data)
 
     replace_file(path, chunks())
+
+
+class Output:
+    """A safetensors file whose tensors are put in any order, by any thread."""
+
+    def __init__(
+        self, descriptor: int, infos: Iterable[TensorInfo], metadata: Mapping[str, str]
+    ) -> None:
+        self._descriptor, self._lock = descriptor, Lock()
+        ordered = list(infos)
+        header = _header(ordered, metadata)
+        end = len(header)
+        self._places: dict[str, tuple[int, int]] = {}
+        for info in ordered:
+            self._places[info.name] = end, _width(info)
+            end += _width(info) * torch.Size(info.shape).numel()
+        self._missing = end - len(header)
+        write_at(descriptor, memoryview(header), 0)
+
+    def put(self, name: str, start: int, tensor: Tensor) -> None:
+        """Write entries of ``name`` from number ``start`` on, counted flat."""
+        flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+        if not flat.numel():
+            return
+        begin, width = self._places[name]
+        if flat.element_size() != width:
+            raise CheckpointError(f"{name!r} came as {flat.dtype}")
+        data = memoryview(flat.view(torch.uint8).numpy().data)
+        write_at(self._descriptor, data, begin + start * width)
+        with self._lock:
+            self._missing -= len(data)
+
+    def finish(self) -> None:
+        """Refuse a file in which something was never written."""
+        if self._missing:
+            raise CheckpointError(f"{self._missing} bytes of the result are missing")
+
+
+@contextmanager
+def open_output(
+    path: Path, infos: Iterable[TensorInfo], metadata: Mapping[str, str]
+) -> Iterator[Output]:
+    """Lay a file out; it appears at the end, when every tensor was put into it."""
+    with replacing(path) as descriptor:
+        output = Output(descriptor, infos, metadata)
+        yield output
+        output.finish()

@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtk_methods_weights._election import disjoint, sign_sum
-from mtk_methods_weights._trimming import equal_counts, high_counts, low_counts, trim
+from mtk_methods_weights._trimming import (
+    PIECE,
+    differences,
+    equal_counts,
+    high_counts,
+    low_counts,
+    steps,
+    trim,
+)
 from mtk_methods_weights._weighting import divisor, per_expert, weighted_sum
 
 if TYPE_CHECKING:
@@ -99,6 +107,10 @@ def merge(
     **given: Any,
 ) -> Tensor:
     """Sparsify and merge one tensor of any shape."""
+    if merge == "task_arithmetic" and given["rescale"] != "l1":
+        return _dropped(
+            base=base, scale=scale, weights=weights, normalize=normalize, **given
+        )
     if merge == "task_arithmetic":
         sparse = sparsify(base=base, **given)
         factors = per_expert(weights, len(sparse))
@@ -113,6 +125,36 @@ def merge(
         majority=float(summary.get("signs", 0.0)),
     )
     return base + scale * merged
+
+
+def _dropped(
+    *,
+    experts: list[Tensor],
+    base: Tensor,
+    density: float,
+    rescale: str,
+    random: Random,
+    scale: float,
+    weights: list[float] | None,
+    normalize: bool,
+    **_: Any,
+) -> Tensor:
+    """Task arithmetic of what is left, piece by piece; values as from wholes."""
+    factors, flat = per_expert(weights, len(experts)), base.reshape(-1)
+    factor = scale / divisor(factors, normalize=normalize)
+    total = torch.zeros_like(flat)
+    for index, delta in enumerate(differences(experts, base)):
+        if not factors[index]:
+            continue
+        mask = random.keep_mask(index, density, base).reshape(-1)
+        for start, end in steps(len(flat), PIECE):
+            kept = delta.piece(start, end).mul_(mask[start:end])
+            if rescale == "probability" and density > 0:
+                kept.div_(density)
+            total[start:end].add_(kept, alpha=factors[index])
+    for start, end in steps(len(flat), PIECE):
+        torch.add(flat[start:end], total[start:end] * factor, out=total[start:end])
+    return total.view(base.shape)
 
 
 def _trimmed(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtk.errors import UsageError
+from mtk_methods_weights._trimming import PIECE, steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,31 +59,50 @@ def _interpolate(
     dot_threshold: float,
     eps: float,
 ) -> Tensor:
+    if scope == "tensor" or first.ndim < 2:
+        a, b = first.reshape(-1), second.reshape(-1)
+        sums = torch.zeros(3, dtype=torch.float64)
+        for start, end in steps(len(a), PIECE):
+            x, y = a[start:end].double(), b[start:end].double()
+            sums += torch.stack([x @ x, y @ y, x @ y])
+        (n0, n1), dot = sums[:2].sqrt().split(1), sums[2:]
+        w0, w1 = _factors(n0, n1, dot, t, dot_threshold=dot_threshold, eps=eps)
+        mixed = torch.empty_like(a)
+        for start, end in steps(len(a), PIECE):
+            x, y = a[start:end].double(), b[start:end].double()
+            mixed[start:end] = w0 * x + w1 * y
+        return mixed.view(first.shape)
     a = _vectors(first, scope).double()  # (vectors, length)
     b = _vectors(second, scope).double()
     n0, n1 = torch.linalg.vector_norm(a, dim=1), torch.linalg.vector_norm(b, dim=1)
+    dot = (a * b).sum(1)
+    w0, w1 = _factors(n0, n1, dot, t, dot_threshold=dot_threshold, eps=eps)
+    mixed = w0[:, None] * a + w1[:, None] * b
+    return _restore(mixed.to(first.dtype), first.shape, scope)
+
+
+def _factors(
+    n0: Tensor, n1: Tensor, dot: Tensor, t: float, *, dot_threshold: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """What the vectors are multiplied with; all (vectors,)."""
     small = (n0 <= eps) | (n1 <= eps)
-    cos = (a * b).sum(1) / torch.where(small, 1.0, n0 * n1)
-    cos = cos.clamp(-1.0, 1.0)  # (vectors,)
+    cos = (dot / torch.where(small, 1.0, n0 * n1)).clamp(-1.0, 1.0)
     straight = small | (cos.abs() > dot_threshold)
     straight |= 1.0 - cos * cos <= SMALLEST_SINE_SQUARED
     omega = torch.where(straight, 1.0, torch.arccos(cos))
     w0 = torch.where(straight, 1.0 - t, torch.sin((1.0 - t) * omega) / torch.sin(omega))
     w1 = torch.where(straight, t, torch.sin(t * omega) / torch.sin(omega))
-    mixed = w0[:, None] * a + w1[:, None] * b
-    return _restore(mixed.to(first.dtype), first.shape, scope)
+    return w0, w1
 
 
 def _vectors(tensor: Tensor, scope: str) -> Tensor:
-    """The tensor as (vectors, length)."""
-    if scope == "tensor" or tensor.ndim < 2:
-        return tensor.reshape(1, -1)
+    """The rows or columns of a tensor, (vectors, length)."""
     if scope == "row":
         return tensor.flatten(0, -2)
     return tensor.flatten(1).T
 
 
 def _restore(vectors: Tensor, shape: torch.Size, scope: str) -> Tensor:
-    if scope == "column" and len(shape) > 1:
+    if scope == "column":
         return vectors.T.reshape(shape)
     return vectors.reshape(shape)

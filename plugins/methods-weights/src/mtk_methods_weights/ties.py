@@ -19,8 +19,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mtk_methods_weights._election import disjoint, sign_sum
-from mtk_methods_weights._trimming import equal_counts, high_counts, low_counts, trim
+import torch
+
+from mtk_methods_weights._election import sign_sum
+from mtk_methods_weights._fused import elect
+from mtk_methods_weights._trimming import (
+    differences,
+    equal_counts,
+    high_counts,
+    low_counts,
+    trimmed,
+)
 from mtk_methods_weights._weighting import per_expert
 
 if TYPE_CHECKING:
@@ -35,7 +44,7 @@ def scan_high(
     *, experts: list[Tensor], base: Tensor, density: float, **_: Any
 ) -> dict[str, Tensor]:
     """Count the high bits of magnitudes, for a global threshold."""
-    return high_counts(_deltas(experts, base), density=density)
+    return high_counts(differences(experts, base), density=density)
 
 
 def scan_low(
@@ -48,7 +57,7 @@ def scan_low(
     **_: Any,
 ) -> dict[str, Tensor]:
     """Count the low bits inside the decisive bin."""
-    deltas = _deltas(experts, base)
+    deltas = differences(experts, base)
     return low_counts(deltas, density=density, keep_rule=keep_rule, summary=summary)
 
 
@@ -62,7 +71,7 @@ def scan_equal(
     **_: Any,
 ) -> dict[str, Tensor]:
     """Count what stands exactly at the threshold, for ``keep_rule`` exact."""
-    deltas = _deltas(experts, base)
+    deltas = differences(experts, base)
     return equal_counts(deltas, density=density, summary=summary, name=info.name)
 
 
@@ -79,15 +88,20 @@ def scan_signs(
     **_: Any,
 ) -> dict[str, Tensor]:
     """Sum the elected signs, for ``sign_tie`` majority."""
-    kept = trim(
-        _deltas(experts, base),
+    total, factors = (
+        torch.zeros((), dtype=torch.float64),
+        per_expert(weights, len(experts)),
+    )
+    for _start, _end, kept in trimmed(
+        differences(experts, base),
         density=density,
         threshold_scope=threshold_scope,
         keep_rule=keep_rule,
         summary=summary,
         name=info.name,
-    )
-    return sign_sum(kept, per_expert(weights, len(experts)))
+    ):
+        total += sign_sum(kept, factors)["signs"]
+    return {"signs": total}
 
 
 def merge(
@@ -105,23 +119,22 @@ def merge(
     summary: Mapping[str, Any],
 ) -> Tensor:
     """Trim, elect and merge one tensor of any shape."""
-    kept = trim(
-        _deltas(experts, base),
+    flat, factors = base.reshape(-1), per_expert(weights, len(experts))
+    result = torch.empty_like(flat)
+    for start, end, kept in trimmed(
+        differences(experts, base),
         density=density,
         threshold_scope=threshold_scope,
         keep_rule=keep_rule,
         summary=summary,
         name=info.name,
-    )
-    merged = disjoint(
-        kept,
-        per_expert(weights, len(experts)),
-        merge_func=merge_func,
-        sign_tie=sign_tie,
-        majority=float(summary.get("signs", 0.0)),
-    )
-    return base + scale * merged
-
-
-def _deltas(experts: list[Tensor], base: Tensor) -> list[Tensor]:
-    return [expert - base for expert in experts]
+    ):
+        merged = elect(
+            kept,
+            factors,
+            merge_func=merge_func,
+            sign_tie=sign_tie,
+            majority=float(summary.get("signs", 0.0)),
+        )
+        torch.add(flat[start:end], scale * merged, out=result[start:end])
+    return result.view(base.shape)

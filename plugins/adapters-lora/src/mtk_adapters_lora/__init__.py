@@ -1,0 +1,1 @@
+"""LoRA adapters for mtk: reading, combining, extracting, writing."""

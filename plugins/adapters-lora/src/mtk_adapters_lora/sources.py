@@ -1,0 +1,191 @@
+"""The inputs of a combination: opened, named alike, and checked against each other."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtk.errors import CheckpointError, ParameterError, UsageError
+from mtk_adapters_lora.adapter import LoraAdapter, LoraModule
+from mtk_adapters_lora.formats import load_adapter
+from mtk_adapters_lora.products import Products, place_modules
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from mtk.adapters import Checkpoint
+
+# PEFT's own; anything else in an adapter's configuration is not passed on.
+_TASK_TYPES = {
+    "SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION",
+}  # fmt: skip
+
+
+@dataclass(slots=True, kw_only=True)
+class Source:
+    """One adapter, its modules under common names, and its weight."""
+
+    index: int
+    adapter: LoraAdapter
+    modules: Mapping[str, LoraModule]
+    given: float | Mapping[str, float] = 1.0
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def weight(self, name: str) -> float:
+        """The user's weight of this module."""
+        if not isinstance(self.given, Mapping):
+            return float(self.given)
+        if name not in self.given:
+            raise ParameterError(f"the weights of adapter {self.index} lack {name!r}")
+        return float(self.given[name])
+
+    def strength(self, name: str) -> float:
+        """Weight times scale."""
+        return self.weight(name) * self.modules[name].scale
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """A and B in float32, with the column scales of ziplora in A."""
+        a, b = self.adapter.factors(self.modules[name])
+        if self.columns:
+            scale = self.columns.get(name)
+            if scale is None or tuple(scale.shape) != (a.shape[1],):
+                raise ParameterError(
+                    f"adapter {self.index}: no column scales of ({a.shape[1]},) for {name!r}"
+                )
+            a = a * scale.to(a.dtype)
+        return a, b
+
+    def provenance(self) -> dict[str, Any]:
+        """File name, hash and weight."""
+        with self.adapter.path.open("rb") as handle:
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        given = self.given
+        weight = dict(given) if isinstance(given, Mapping) else float(given)
+        return {"path": self.adapter.label, "sha256": digest, "weight": weight}
+
+
+def open_sources(
+    adapters: Sequence[LoraAdapter | Path | str],
+    weights: Sequence[float | Mapping[str, float]] | None,
+    base: Checkpoint | None,
+    column_scales: Sequence[Mapping[str, Tensor]] | None,
+) -> list[Source]:
+    """Open adapters and give their modules common names."""
+    count = len(adapters)
+    if not count:
+        raise UsageError("no adapters given")
+    for what, values in (("weights", weights), ("column_scales", column_scales)):
+        if values is not None and len(values) != count:
+            raise ParameterError(f"{len(values)} {what} for {count} adapters")
+    sources = []
+    for index, item in enumerate(adapters):
+        adapter = item if isinstance(item, LoraAdapter) else load_adapter(Path(item))
+        given = 1.0 if weights is None else weights[index]
+        _check_finite(given, index)
+        adapter, modules = _named_alike(adapter, base)
+        columns = column_scales[index] if column_scales is not None else {}
+        sources.append(
+            Source(
+                index=index,
+                adapter=adapter,
+                modules=modules,
+                given=given,
+                columns=columns,
+            )
+        )
+    return sources
+
+
+def _check_finite(given: float | Mapping[str, float], index: int) -> None:
+    numbers = list(given.values()) if isinstance(given, Mapping) else [given]
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise ParameterError(f"the weight of adapter {index} is {number!r}")
+        if not math.isfinite(number):
+            raise ParameterError(f"the weight of adapter {index} is {number}")
+
+
+def _named_alike(
+    adapter: LoraAdapter, base: Checkpoint | None
+) -> tuple[LoraAdapter, dict[str, LoraModule]]:
+    """Modules under the base's names where it is given, under their own otherwise."""
+    if base is None:
+        if adapter.format == "kohya":
+            raise UsageError(
+                f"{adapter.label}: Kohya files write names with underscores only\n"
+                "Give the base as well (base=), whose names decide"
+            )
+        return adapter, dict(adapter.modules)
+    placed = place_modules(adapter, base)
+    sides = {p.transposed for p in placed.values() if p.module.kind == "linear"}
+    if len(sides) > 1:
+        raise CheckpointError(
+            f"{adapter.label}: some weights of {base.label} are stored transposed, some "
+            "not; a PEFT adapter cannot say so for each"
+        )
+    modules = {}
+    for item in placed.values():
+        kernel = base.info(item.weight).shape[2:]
+        kind = "conv" if kernel else item.module.kind
+        stem = item.weight.removesuffix(".weight")
+        modules[stem] = replace(item.module, kernel=kernel, kind=kind)
+    whole = Products(adapter, base).replaced() if adapter.whole else {}
+    # The format of the result: names of the base are PEFT's names.
+    turned = sides == {True}
+    return replace(adapter, fan_in_fan_out=turned, format="peft", whole=whole), modules
+
+
+def check_sources(sources: Sequence[Source]) -> dict[str, Any]:
+    """What all must share: shapes, orientation, format; nothing but plain factors."""
+    for source in sources:
+        _check_plain(source.adapter)
+    first: dict[str, Source] = {}
+    for source in sources:
+        for name, module in source.modules.items():
+            other = first.setdefault(name, source).modules[name]
+            mine, theirs = _geometry(module), _geometry(other)
+            if mine != theirs:
+                raise CheckpointError(
+                    f"{name!r} is {mine} in {source.adapter.label}, {theirs} in "
+                    f"{first[name].adapter.label}\nThe adapters have different bases"
+                )
+    for what in ("fan_in_fan_out", "format"):
+        found = {getattr(source.adapter, what) for source in sources}
+        if len(found) > 1:
+            raise CheckpointError(
+                f"the adapters differ in {what}: {', '.join(map(str, sorted(found)))}\n"
+                "Give the base as well (base=), whose names and shapes decide"
+            )
+    tasks = {source.adapter.config.get("task_type") for source in sources}
+    task = tasks.pop() if len(tasks) == 1 else None
+    return {
+        "fan_in_fan_out": sources[0].adapter.fan_in_fan_out,
+        "file_format": sources[0].adapter.format,
+        "task_type": task if isinstance(task, str) and task in _TASK_TYPES else None,
+    }
+
+
+def _geometry(module: LoraModule) -> tuple[object, ...]:
+    return (module.kind, module.d_out, module.d_in, *module.kernel)
+
+
+def _check_plain(adapter: LoraAdapter) -> None:
+    for module in adapter.modules.values():
+        key = module.magnitude or module.bias
+        if key:
+            what = "DoRA magnitudes" if module.magnitude else "a trained bias"
+            raise CheckpointError(
+                f"{adapter.label}: {key!r}: {what} cannot be combined into factors\n"
+                "Merge it into its base instead (the products view does so exactly)"
+            )
+    if adapter.whole:
+        raise CheckpointError(
+            f"{adapter.label}: {min(adapter.whole)!r} is stored whole, and factors cannot "
+            "hold it\nMerge it into its base, or give base= if it only repeats the base's"
+        )
