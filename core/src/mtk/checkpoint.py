@@ -205,10 +205,15 @@ def _places(file: Path) -> dict[str, _Place]:
             for name, entry in table.items()
             if name != "__metadata__"
         }
-    except (OSError, ValueError, RecursionError, TypeError, LookupError):
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        TypeError,
+        LookupError,
+        AttributeError,
+    ):
         return {}  # the reader itself says what is wrong
-    except AttributeError:  # not a table at all
-        return {}
 
 
 class StateDict:
