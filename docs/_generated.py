@@ -129,7 +129,13 @@ def checks() -> None:
 
 def hooks() -> None:
     """The docstring of every hook."""
-    for name in ("mtk_methods", "mtk_tasks", "mtk_adapters", "mtk_metrics"):
+    for name in (
+        "mtk_methods",
+        "mtk_tasks",
+        "mtk_adapters",
+        "mtk_metrics",
+        "mtk_recipes",
+    ):
         print(f"\n## {name}\n\n{_docstring(getattr(hookspecs, name))}")
 
 

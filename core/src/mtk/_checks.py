@@ -66,11 +66,11 @@ def checked(job: Job, name: str, value: Any) -> Any:
 def rounded(job: Job, name: str, tensor: Tensor) -> Tensor:
     """The tensor, or a part of it, in the dtype of the result, if its numbers fit."""
     _check_finite(job, name, tensor)
-    dtype: torch.dtype = getattr(torch, job.first.info(name).dtype)
+    dtype: torch.dtype = getattr(torch, job.result(name).dtype)
     result = tensor.detach().to(dtype)
     if dtype != tensor.dtype and not finite(result):
         raise MethodError(
-            f"{job.method.name}: {name!r} does not fit {job.first.info(name).dtype}"
+            f"{job.method.name}: {name!r} does not fit {job.result(name).dtype}"
         )
     return result
 

@@ -299,6 +299,28 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeFormat:
+    """A kind of file that says what to merge.
+
+    The target is called as ``target(path)`` and returns a :class:`mtk.recipes.Recipe`.
+    ``suffixes`` are the ends of the file names it reads.
+    """
+
+    name: str
+    target: Any
+    summary: str
+    suffixes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        owner = f"recipe format {self.name!r}"
+        _require(bool(_SLUG.fullmatch(self.name)), f"{owner}: bad name")
+        _require(
+            bool(self.suffixes) and all(s.startswith(".") for s in self.suffixes),
+            f"{owner}: suffixes are ends of file names, such as '.yml'",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """One cell of a grid. A held-in cell has an expert, a generalization cell none."""
 

@@ -140,11 +140,12 @@ def _extras(
 ) -> dict[str, Any]:
     """Parameters, and what else a method declared; ``name`` is "" in model scope."""
     method = job.method
-    extras = own_params(method, job.params)
+    params = job.params_of(name)
+    extras = own_params(method, params)
     if method.needs.info:
         extras["info"] = job.first.info(name)
     if method.stochastic:
-        extras["random"] = Random(job.params["seed"], name, job.masks)
+        extras["random"] = Random(params["seed"], name, job.masks)
     if summary is not None:
         extras["summary"] = summary
     return extras
@@ -205,11 +206,11 @@ class _Work:
         job, name = self._job, unit.name
         if not unit.merged:
             _compare(job, unit)
-            return job.first.read(name)
+            return _copy(job, name, job.first.read(name))
         if not self._sliced(name):
             return checked(job, name, self.call(name))
-        info = job.first.info(name)
-        result = torch.empty(unit.end, dtype=getattr(torch, info.dtype))
+        info = job.result(name)
+        result = torch.empty(unit.end, dtype=_dtype(job, name))
 
         def put(start: int, value: Tensor) -> None:
             result[start : start + len(value)] = value
@@ -223,7 +224,7 @@ class _Work:
         if not unit.merged:
             _compare(job, unit)
             for start, end in _steps(unit):
-                put(start, read_part(job.first, name, start, end))
+                put(start, _copy(job, name, read_part(job.first, name, start, end)))
         elif self._sliced(name):
             self._slices(unit, put)
         else:
@@ -300,6 +301,13 @@ def _compare(job: Job, unit: _Unit) -> None:
                 )
 
 
+def _copy(job: Job, name: str, tensor: Tensor) -> Tensor:
+    """What is not merged, as it is, in the dtype of the result."""
+    if tensor.dtype == _dtype(job, name):
+        return tensor
+    return rounded(job, name, fit(job.first, name, tensor))
+
+
 def _steps(unit: _Unit) -> Iterator[tuple[int, int]]:
     for start in range(unit.start, unit.end, CHUNK):
         yield start, min(start + CHUNK, unit.end)
@@ -313,6 +321,11 @@ def _sliceable(job: Job) -> bool:
         and method.output == "static"
         and "gram" not in method.needs.statistics
     )
+
+
+def _dtype(job: Job, name: str) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, job.result(name).dtype)
+    return dtype
 
 
 def _tensors(arguments: Mapping[str, Any]) -> list[Tensor]:
@@ -392,4 +405,4 @@ def _run_model(job: Job, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
         else:
             _compare(job, _unit(job, name))
             job.report.copied.append(name)
-            yield name, job.first.read(name)
+            yield name, _copy(job, name, job.first.read(name))

@@ -1,4 +1,4 @@
-"""The four hooks. Each yields declarations; none may import torch."""
+"""The hooks. Each yields declarations; none may import torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pluggy
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mtk.declare import Adapter, Method, Metric, Track
+    from mtk.declare import Adapter, Method, Metric, RecipeFormat, Track
 
 hookspec = pluggy.HookspecMarker("mtk")
 hookimpl = pluggy.HookimplMarker("mtk")
@@ -64,4 +64,18 @@ def mtk_metrics() -> Iterable[Metric]:  # type: ignore[empty-body]
         @mtk.hookimpl
         def mtk_metrics():
             yield mtk.Metric(name="accuracy", target="my_package:accuracy", summary="...")
+    """
+
+
+@hookspec
+def mtk_recipes() -> Iterable[RecipeFormat]:  # type: ignore[empty-body]
+    """Formats of recipe files, each from a file to a :class:`mtk.recipes.Recipe`.
+
+    Example::
+
+        @mtk.hookimpl
+        def mtk_recipes():
+            yield mtk.RecipeFormat(
+                name="mergekit", target="my_package:read", summary="...", suffixes=(".yml",)
+            )
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,18 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True)
 class Job:
-    """Everything one merge reads. ``params`` are complete and checked."""
+    """Everything one merge reads. ``params`` are complete and checked.
+
+    ``varied`` holds parameters of single tensors that differ from ``params``; ``dtype`` is
+    that of the result's floating-point tensors, where it is not the first checkpoint's.
+    """
 
     method: Method
     experts: Sequence[Checkpoint]
     base: Checkpoint | None
     params: Mapping[str, Any]
+    varied: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    dtype: str | None = None
     statistics: Mapping[str, Sequence[Checkpoint]] = field(default_factory=dict)
     only: Sequence[str] = ("*",)
     masks: Mapping[str, Tensor] | None = None
@@ -47,6 +53,19 @@ class Job:
     def merged(self, info: TensorInfo) -> bool:
         """Whether the method sees this tensor at all."""
         return takes(self.only, info)
+
+    def params_of(self, name: str) -> Mapping[str, Any]:
+        """The parameters for one tensor."""
+        return (
+            {**self.params, **self.varied[name]} if name in self.varied else self.params
+        )
+
+    def result(self, name: str) -> TensorInfo:
+        """One tensor of a static result."""
+        info = self.first.info(name)
+        if self.dtype is None or info.role == "buffer":
+            return info
+        return replace(info, dtype=self.dtype)
 
 
 def takes(patterns: Sequence[str], info: TensorInfo) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import pluggy
 
 from mtk import hookspecs
-from mtk.declare import Adapter, Method, Metric, Track
+from mtk.declare import Adapter, Method, Metric, RecipeFormat, Track
 from mtk.errors import (
     AmbiguousName,
     DeclarationError,
@@ -36,10 +36,14 @@ HOOKS: dict[str, type[Any]] = {
     "mtk_tasks": Track,
     "mtk_adapters": Adapter,
     "mtk_metrics": Metric,
+    "mtk_recipes": RecipeFormat,
 }
-KINDS = {"mtk_methods": "method", "mtk_tasks": "track"} | {
+KINDS = {
+    "mtk_methods": "method",
+    "mtk_tasks": "track",
     "mtk_adapters": "adapter",
     "mtk_metrics": "metric",
+    "mtk_recipes": "recipe format",
 }
 
 
@@ -92,6 +96,7 @@ class Registry:
     tracks: list[Provided[Track]] = field(default_factory=list)
     adapters: list[Provided[Adapter]] = field(default_factory=list)
     metrics: list[Provided[Metric]] = field(default_factory=list)
+    recipes: list[Provided[RecipeFormat]] = field(default_factory=list)
 
     def method(self, name: str) -> Provided[Method]:
         """The method of that name or qualified name (``-`` is accepted for ``_``)."""
@@ -161,6 +166,7 @@ def load(files: Iterable[Path | str] = ()) -> Registry:
         registry.tracks,
         registry.adapters,
         registry.metrics,
+        registry.recipes,
     ):
         offered.sort(key=lambda provided: (provided.item.name, provided.qualified))
     return registry
