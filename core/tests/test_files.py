@@ -168,7 +168,7 @@ def test_bad_outputs_are_refused_before_anything_is_read(
         with pytest.raises(UsageError):
             mtk.merge(FIRST, experts=[file], output=out, registry=registry)
     with pytest.raises(UsageError, match=r"NAME\.safetensors"):
-        mtk.merge(FIRST, experts=[file], output=tmp_path / "folder", registry=registry)
+        mtk.merge(FIRST, experts=[file], output=tmp_path / "m.bin", registry=registry)
     with pytest.raises(UsageError, match="input"):
         mtk.merge(FIRST, experts=[file], output=file, overwrite=True, registry=registry)
     assert other.read_bytes() == b"mine"

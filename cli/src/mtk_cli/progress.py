@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Self
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Self
 
 from mtk_cli import render
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import TracebackType
 
     from rich.progress import Progress
+
+    from mtk.results import Merged
 
 # Between two lines, where there is no terminal: often enough to see that it lives.
 SECONDS_BETWEEN_LINES = 5.0
@@ -63,6 +67,53 @@ class Reporter:
             self._last = elapsed
             part = "" if share is None else f" {share:.0%}"
             render.note(f"{elapsed:6.1f} s{part:>5}  {message}")
+
+
+class MergeProgress:
+    """Bytes read, speed and time left of a merge."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._reporter = Reporter(quiet=quiet)
+        self._lock, self._done, self._total = Lock(), 0, 0
+        self._start = 0.0
+
+    def __enter__(self) -> Self:
+        """Draw the bar, on a terminal."""
+        self._reporter.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._reporter.__exit__(kind, error, trace)
+
+    def run(
+        self, request: dict[str, Any], target: Path | None, **options: Any
+    ) -> Merged:
+        """Prepare and execute a merge, and say how far it is."""
+        from mtk.estimates import expected_bytes
+        from mtk.merging import execute, prepare
+
+        self._reporter("opening the models")
+        plan = prepare(**request)
+        self._total = sum(expected_bytes(part.job) for part in plan.parts)
+        self._start = time.monotonic()
+        return execute(plan, target, progress=self._add, **options)
+
+    def _add(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            spent = time.monotonic() - self._start
+            speed = self._done / spent if spent > 0 else 0.0
+            left = max(self._total - self._done, 0) / speed if speed else 0.0
+            self._reporter(
+                f"{render.size(self._done)} of {render.size(self._total)}, "
+                f"{render.size(int(speed))}/s, {left:.0f} s left",
+                min(self._done / max(self._total, 1), 1.0),
+            )
 
 
 def _bar() -> Progress:

@@ -4,55 +4,94 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+from mtk_cli import render
+from mtk_cli.exits import ExitCode
 
-    from mtk.declare import Method
-    from mtk.loading import Registry
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mtk.merging import Plan
 
 
 def rehearse(
-    method: Method,
-    *,
-    experts: Sequence[str],
-    base: str | None,
-    params: dict[str, Any],
-    statistics: Any,
-    only: Sequence[str],
-    output: Path | None,
-    overwrite: bool,
-    registry: Registry,
-) -> dict[str, Any]:
-    """Check a request as :func:`mtk.merge` does; say what it would do.
+    request: Mapping[str, Any], *, workers: int | None, as_json: bool, quiet: bool
+) -> ExitCode:
+    """Check a request as :func:`mtk.merge` does; say what it would do and cost.
 
-    Only headers of the checkpoints are read.
+    Only headers and configs are read. Every mismatch is listed, not just the first.
     """
-    from mtk.job import check_structure
+    from mtk.job import mismatches
     from mtk.merging import prepare
 
-    job = prepare(
-        method,
-        experts=experts,
-        base=base,
-        params=params,
-        statistics=statistics,
-        only=only,
-        output=output,
-        overwrite=overwrite,
-        registry=registry,
+    plan = prepare(**request, strict=False)
+    wrong = [
+        text.splitlines()[0] for part in plan.parts for text in mismatches(part.job)
+    ]
+    found = {**_facts(plan), **({} if wrong else _costs(plan, workers))}
+    found |= {"path": request["output"], "mismatches": wrong}
+    if as_json:
+        render.json_text({"dry_run": True, **found})
+    elif not quiet:
+        _write(found)
+    if wrong and not as_json:
+        many = f"{len(wrong)} mismatches" if len(wrong) > 1 else "1 mismatch"
+        render.error(f"{many}; nothing was merged, and nothing can be: {wrong[0]}")
+    return ExitCode.USAGE if wrong else ExitCode.DONE
+
+
+def _facts(plan: Plan) -> dict[str, Any]:
+    infos = plan.infos()
+    merged = sum(
+        part.job.merged(part.job.first.info(name))
+        for part in plan.parts
+        for name in part.names
     )
-    check_structure(job)
-    infos = [job.first.info(name) for name in job.first.names()]
-    merged = sum(job.merged(info) for info in infos)
+    job = plan.parts[0].job
     return {
-        "method": method.name,
-        "result": method.output.replace("_", "-"),
+        "method": ", ".join(dict.fromkeys(p.job.method.name for p in plan.parts)),
+        "result": plan.output.replace("_", "-"),
         "params": dict(job.params),
-        "base": base,
-        "experts": list(experts),
+        "base": None if job.base is None else job.base.label,
+        "experts": [expert.label for expert in job.experts],
         "tensors": len(infos),
         "merged": merged,
         "copied": len(infos) - merged,
-        "path": output,
+        "config from": plan.donor,
+        "notes": list(plan.notes),
     }
+
+
+def _costs(plan: Plan, workers: int | None) -> dict[str, Any]:
+    from mtk.estimates import expected_bytes, expected_seconds
+    from mtk.shards import size_of
+
+    jobs = [part.job for part in plan.parts]
+    return {
+        "reads": sum(expected_bytes(job) for job in jobs),
+        "disk": sum(size_of(info) for info in plan.infos().values()),
+        "seconds": sum(expected_seconds(job, workers) for job in jobs),
+    }
+
+
+def _write(found: Mapping[str, Any]) -> None:
+    for label, value in found.items():
+        if label == "mismatches" or (label == "notes" and not value):
+            continue
+        text = _text(value)
+        if label in {"reads", "disk", "memory"}:
+            text = render.size(value)
+        elif label == "seconds":
+            text = (
+                f"about {value:.0f} s from a warm cache" if value >= 1 else "below 1 s"
+            )
+        render.line(f"{label + ':':13} {text}")
+    for text in found["mismatches"]:
+        render.line(f"{'mismatch:':13} {text}")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return render.pairs(value) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return "-" if value is None else str(value)

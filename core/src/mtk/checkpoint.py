@@ -92,7 +92,8 @@ class SafetensorsCheckpoint:
         self._where: dict[str, Any] = {}
         self._places: dict[str, _Place] = {}
         self._infos: dict[str, TensorInfo] = {}
-        for file in files:
+        self.files = tuple(files)
+        for file in self.files:
             self._add(file)
         if not self._infos:
             raise CheckpointError(f"{label}: no tensors in it")

@@ -207,7 +207,7 @@ class _Work:
         if not unit.merged:
             _compare(job, unit)
             return _copy(job, name, job.first.read(name))
-        if not self._sliced(name):
+        if not self.sliced(name):
             return checked(job, name, self.call(name))
         info = job.result(name)
         result = torch.empty(unit.end, dtype=_dtype(job, name))
@@ -225,7 +225,7 @@ class _Work:
             _compare(job, unit)
             for start, end in _steps(unit):
                 put(start, _copy(job, name, read_part(job.first, name, start, end)))
-        elif self._sliced(name):
+        elif self.sliced(name):
             self._slices(unit, put)
         else:
             put(0, checked(job, name, self.call(name, self._scratch)))
@@ -245,7 +245,7 @@ class _Work:
         extras = _extras(self._job, name, self._summary)
         return _call(self._job, self._target, name, given | extras)
 
-    def _sliced(self, name: str) -> bool:
+    def sliced(self, name: str) -> bool:
         size = torch.Size(self._job.first.info(name).shape).numel()
         return size > CHUNK and _sliceable(self._job)
 
@@ -406,3 +406,32 @@ def _run_model(job: Job, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
             _compare(job, _unit(job, name))
             job.report.copied.append(name)
             yield name, _copy(job, name, job.first.read(name))
+
+
+class Ready:
+    """A job whose scans are done, read tensor by tensor by whoever asks."""
+
+    def __init__(self, job: Job) -> None:
+        _prepare(job, job.first.names())
+        self._job = job
+        self._work = _Work(job, _scan(job, None))
+
+    def read(self, name: str) -> Tensor:
+        """One tensor of the result."""
+        twin = self._job.report.tied.get(name, name)
+        value: Tensor = self._work.value(_unit(self._job, twin))
+        return value
+
+    def part(self, name: str, start: int, end: int) -> Tensor:
+        """Entries ``start`` to ``end``, counted flat; computed alone where they can be."""
+        name = self._job.report.tied.get(name, name)
+        unit = _unit(self._job, name)
+        if not unit.merged or not self._work.sliced(name):
+            return self.read(name).flatten()[start:end]
+        result = torch.empty(end - start, dtype=_dtype(self._job, name))
+
+        def put(at: int, value: Tensor) -> None:
+            result[at - start : at - start + len(value)] = value
+
+        self._work.parts(replace(unit, start=start, end=end), put)
+        return result

@@ -19,10 +19,7 @@ def check_target(
 ) -> None:
     """Refuse an output that exists, is no safetensors file, or is one of the inputs."""
     if path.suffix != ".safetensors":
-        raise UsageError(
-            f"the output {path} must be a file called NAME.safetensors\n"
-            "Whole model folders are not written yet"
-        )
+        raise UsageError(f"the output {path} must be a file called NAME.safetensors")
     if any(
         path.exists() and source.exists() and path.samefile(source) for source in inputs
     ):
@@ -58,9 +55,7 @@ def replacing(path: Path) -> Iterator[int]:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(file_mode(0o666))
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
@@ -68,6 +63,13 @@ def replacing(path: Path) -> Iterator[int]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def file_mode(mode: int) -> int:
+    """The mode, as the user's mask allows it."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return mode & ~umask
 
 
 def write_at(descriptor: int, data: memoryview, offset: int) -> None:

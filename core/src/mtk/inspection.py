@@ -14,7 +14,7 @@ import torch
 
 from mtk.errors import CheckpointError
 from mtk.loading import load
-from mtk.merging import open_model
+from mtk.opening import open_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from mtk.adapters import Checkpoint
     from mtk.loading import Registry
-    from mtk.merging import Model
+    from mtk.opening import Model
 
 # |robust z| above this is reported; 3.5 is the usual cut for the median-based score.
 Z_LIMIT = 3.5

@@ -12,7 +12,7 @@ from mtk.errors import CheckpointError
 from mtk.results import Report
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -25,7 +25,8 @@ class Job:
     """Everything one merge reads. ``params`` are complete and checked.
 
     ``varied`` holds parameters of single tensors that differ from ``params``; ``dtype`` is
-    that of the result's floating-point tensors, where it is not the first checkpoint's.
+    that of the result's floating-point tensors, where it is not the first checkpoint's;
+    ``chosen`` are the tensors that are merged, among those that fit ``only``.
     """
 
     method: Method
@@ -36,6 +37,7 @@ class Job:
     dtype: str | None = None
     statistics: Mapping[str, Sequence[Checkpoint]] = field(default_factory=dict)
     only: Sequence[str] = ("*",)
+    chosen: frozenset[str] | None = None
     masks: Mapping[str, Tensor] | None = None
     tasks: Sequence[Any] = ()
     report: Report = field(default_factory=Report)
@@ -52,6 +54,8 @@ class Job:
 
     def merged(self, info: TensorInfo) -> bool:
         """Whether the method sees this tensor at all."""
+        if self.chosen is not None and info.name not in self.chosen:
+            return False
         return takes(self.only, info)
 
     def params_of(self, name: str) -> Mapping[str, Any]:
@@ -84,45 +88,58 @@ def own_params(method: Method, params: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_structure(job: Job) -> None:
     """Same names, shapes and dtypes everywhere, or an error that names the tensor."""
+    for text in mismatches(job):
+        raise CheckpointError(text)
+
+
+def mismatches(job: Job) -> Iterator[str]:
+    """Everything in which the sources do not fit together, one message each."""
     first, names = job.first, set(job.first.names())
     for source in job.sources[1:]:
         other = set(source.names())
-        if other != names:
-            odd = min(names ^ other)
+        for odd in sorted(names ^ other):
+            if not _wanted(job, odd):
+                continue
             has, lacks = (first, source) if odd in names else (source, first)
-            raise CheckpointError(
+            yield (
                 f"{odd!r} is in {has.label} but not in {lacks.label}\n"
                 f"({len(names - other)} missing, {len(other - names)} extra in all)"
             )
-        for name in names:
+        for name in sorted(names & other):
             here, there = first.info(name), source.info(name)
-            for what in ("shape", "dtype"):
+            for what in ("shape",) if job.dtype else ("shape", "dtype"):
                 one, two = getattr(here, what), getattr(there, what)
                 if one != two:
-                    raise CheckpointError(
+                    yield (
                         f"{job.method.name}: {name!r} has {what} {one} in {first.label}, "
-                        f"{two} in {source.label}"
+                        f"{two} in {source.label}{_remedy(what)}"
                     )
     if not any(job.merged(first.info(name)) for name in names):
-        raise CheckpointError(f"no floating-point tensor matches {', '.join(job.only)}")
+        yield f"no floating-point tensor matches {', '.join(job.only)}"
     for statistic, files in job.statistics.items():
         for file in files:
-            _check_statistic(job, statistic, file)
+            yield from _unfit_statistic(job, statistic, file)
 
 
-def _check_statistic(job: Job, statistic: str, file: Checkpoint) -> None:
+def _wanted(job: Job, name: str) -> bool:
+    """Whether a tensor that some model lacks matters; outside ``only`` it does not."""
+    return any(fnmatchcase(name, pattern) for pattern in job.only)
+
+
+def _remedy(what: str) -> str:
+    return "\nGive --dtype to say what the result has" if what == "dtype" else ""
+
+
+def _unfit_statistic(job: Job, statistic: str, file: Checkpoint) -> Iterator[str]:
     names = set(job.first.names())
     for name in file.names():
         if name not in names:
-            raise CheckpointError(
-                f"{file.label}: {statistic} for {name!r}, which the models lack"
-            )
+            yield f"{file.label}: {statistic} for {name!r}, which the models lack"
+            continue
         shape, found = job.first.info(name).shape, file.info(name).shape
         wanted = shape if statistic == "fisher" else (shape[-1:] * 2 if shape else ())
         if found != wanted:
-            raise CheckpointError(
-                f"{file.label}: {statistic} of {name!r} is {found}, not {wanted}"
-            )
+            yield f"{file.label}: {statistic} of {name!r} is {found}, not {wanted}"
 
 
 def find_tied(job: Job) -> dict[str, str]:

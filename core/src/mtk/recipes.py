@@ -44,12 +44,14 @@ class Source:
     """A model in a recipe: a path, or the name of an earlier stage.
 
     ``where`` is its place in the recipe, for messages: ``config.yml, line 4``.
-    ``rename`` maps prefixes of its tensor names to those of the result.
+    ``rename`` maps prefixes of its tensor names to those of the result. ``adapter`` is a
+    LoRA adapter that is added to the model first.
     """
 
     path: str
     where: str = ""
     rename: Mapping[str, str] = field(default_factory=dict)
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +72,15 @@ class Rule:
 class Slab:
     """Layers of the result: those from ``start`` to ``end`` (excluded) of each source.
 
-    ``params`` replace the recipe's for these layers. Gradients run within the slab.
+    ``params`` replace the recipe's for these layers. Gradients run within the slab. The
+    base has a range of its own; without one, it is that of the first source.
     """
 
     sources: tuple[tuple[Source, int, int], ...]
     params: Mapping[str, Any] = field(default_factory=dict)
     method: str | None = None
     base: Source | None = None
+    base_range: tuple[int, int] | None = None
     where: str = ""
 
 

@@ -65,6 +65,7 @@ class Merged:
         base: per_task: the base tensors that decoding needs.
         dtypes: per_task: tensor name -> dtype of a decoded tensor.
         path: where a static result was written instead of being kept in memory.
+        notes: what was decided on the way, for the user to know.
     """
 
     method: Method
@@ -76,6 +77,11 @@ class Merged:
     dtypes: dict[str, str] = field(default_factory=dict)
     report: Report = field(default_factory=Report)
     path: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def metadata(self) -> dict[str, str]:
+        """What a merged file says about itself in its header."""
+        return metadata(self.method, self.params, dtypes=self.dtypes)
 
     def task(self, index: int) -> dict[str, Tensor]:
         """The state dict for one task of a per-task result."""
@@ -140,8 +146,7 @@ class Merged:
         tensors = dict(self.tensors) if self.method.output == "static" else self._flat()
         infos = layout(describe(name, t.shape, t.dtype) for name, t in tensors.items())
         ordered = ((info.name, tensors[info.name]) for info in infos)
-        head = metadata(self.method, self.params, dtypes=self.dtypes)
-        write_safetensors(path, infos, ordered, head)
+        write_safetensors(path, infos, ordered, self.metadata())
 
     def _flat(self) -> dict[str, Tensor]:
         flat = {f"shared.{name}": tensor for name, tensor in self.tensors.items()}

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from mtk.checkpoint import StateDict
 from mtk.errors import CheckpointError, MtkError, ParameterError, UsageError
+from mtk.folders import check_manifest
 from mtk_adapters_lora import lora
 from mtk_adapters_lora.combine import COMBINATIONS, combine
 from mtk_adapters_lora.formats import load_adapter
@@ -241,14 +242,20 @@ def test_saving_is_complete_or_absent(tmp_path: Path) -> None:
     new = combine(EQUAL, [0.5, 0.3, -0.4])
     folder = new.save(tmp_path / "new", dtype="bfloat16")
     assert sorted(p.name for p in folder.iterdir()) == [
-        "adapter_config.json", "adapter_model.safetensors", "mtk.json",
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "manifest.json",
     ]  # fmt: skip
-    report = json.loads((folder / "mtk.json").read_text())
+    report = json.loads((folder / "manifest.json").read_text())
     assert len(report["adapters"][0]["sha256"]) == 64
+    assert check_manifest(folder, contents=True) == report
     stored = load_file(folder / "adapter_model.safetensors")
     assert all(t.dtype == torch.bfloat16 for t in stored.values())
     with pytest.raises(UsageError, match="exists"):
         new.save(folder)
+    with pytest.raises(UsageError, match="overlap"):
+        new.save(new.inputs[0].parent, overwrite=True)
+    new.save(folder, overwrite=True)
+    stored = load_file(folder / "adapter_model.safetensors")
+    assert all(t.dtype == torch.float32 for t in stored.values())
     with pytest.raises(UsageError, match="does not exist"):
         new.save(tmp_path / "no" / "new")
     with pytest.raises(ParameterError, match="dtype"):

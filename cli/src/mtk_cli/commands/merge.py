@@ -18,35 +18,40 @@ from mtk_cli.options import (
     param_option,
     quiet_option,
 )
-from mtk_cli.selection import one_method
+from mtk_cli.progress import MergeProgress
+from mtk_cli.selection import one_method, registry_for
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
     from mtk.declare import Method
+    from mtk.loading import Registry
     from mtk.results import Merged
 
 # Longer lists of tensor names are cut in the text, never in the JSON.
 MOST_NAMES = 5
-EXPERTS = "--expert E0.safetensors --expert E1.safetensors"
+EXPERTS = "--expert E0 --expert E1"
 STATISTICS = "--statistics F0.safetensors --statistics F1.safetensors"
 
 
 @declare(
     "merge",
     examples=(
-        f"mtk merge --method average {EXPERTS} -o OUT.safetensors",
-        f"mtk merge --method ties --base B.safetensors {EXPERTS} -o OUT.safetensors",
+        f"mtk merge --method average {EXPERTS} -o OUT",
+        f"mtk merge --method ties --base B {EXPERTS} -p density=0.2 -o OUT",
+        "mtk merge recipe.toml OUT",
+        "mtk merge mergekit_config.yml OUT",
         f"mtk merge --method fisher {EXPERTS} {STATISTICS} -o OUT.safetensors",
         "mtk merge --method ties --help",
     ),
 )
+@click.argument("recipe", required=False, type=click.Path(path_type=Path))
+@click.argument("out", required=False, type=click.Path(path_type=Path))
 @click.option(
     "-m",
     "--method",
-    required=True,
     metavar="NAME|FILE.py",
     shell_complete=complete_method,
     help="The method, or a one-file plugin.",
@@ -56,7 +61,6 @@ STATISTICS = "--statistics F0.safetensors --statistics F1.safetensors"
     "--expert",
     "experts",
     multiple=True,
-    required=True,
     help="A model to merge; repeat it for each, the order counts.",
 )
 @click.option(
@@ -77,68 +81,134 @@ STATISTICS = "--statistics F0.safetensors --statistics F1.safetensors"
     metavar="PATTERN",
     help="Merge only tensors whose name fits, as in 'visual.*'; may be repeated.",
 )
+@click.option("--dtype", help="Of the result: float32, float16, bfloat16 or float64.")
+@click.option("--donor", help="The model that gives config and tokenizer.")
+@click.option(
+    "--tokenizer", help="donor, union, base, or a folder with tokenizer files."
+)
+@click.option(
+    "--vocabulary",
+    type=click.Choice(["refuse", "base", "union"]),
+    help="What to do with vocabularies that differ.",
+)
+@click.option("--shard-size", metavar="SIZE", help="Largest file of weights, as 5GB.")
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="The file to write; needed unless --dry-run is given.",
+    help="The folder, or NAME.safetensors, to write; needed unless --dry-run is given.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+@click.option("--hub", is_flag=True, help="Download models named by an id of the Hub.")
+@click.option("--push", metavar="REPO", help="Upload the result to the Hub, privately.")
+@click.option("--workers", type=click.IntRange(1), help="Threads.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--dry-run", is_flag=True, help="Check everything, and write nothing.")
 @json_option
 @quiet_option
 def command(
     *,
-    method: str,
-    base: str | None,
-    experts: tuple[str, ...],
+    recipe: Path | None,
+    out: Path | None,
+    method: str | None,
     statistics: tuple[str, ...],
     masks: Path | None,
     params: tuple[str, ...],
-    only: tuple[str, ...],
     output: Path | None,
     overwrite: bool,
+    shard_size: str | None,
+    push: str | None,
+    workers: int | None,
+    device: str,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
+    **given: Any,
 ) -> ExitCode:
-    """Merge checkpoints into one safetensors file.
+    """Merge checkpoints into a model folder, or into one safetensors file.
 
-    The file appears when it is complete, or not at all. All tensors that no --only
-    pattern fits are taken from the base, or else from the first expert.
+    What to merge stands in the options or in a recipe: TOML, or mergekit's YAML. The
+    output appears when it is complete, or not at all. Config, tokenizer and all tensors
+    that no --only pattern fits come from the base, or else from the first expert.
     """
-    if output is None and not dry_run:
-        raise UsageError("--output is missing: say where to write, or add --dry-run")
-    registry, provided = one_method(method)
-    request: dict[str, Any] = {
-        "experts": experts,
-        "base": base,
-        "params": parse(params),
-        "statistics": _statistics(provided.item, statistics),
-        "only": only or ("*",),
-        "output": output,
-        "overwrite": overwrite,
-        "registry": registry,
+    target = _target(recipe, out, output, dry_run=dry_run)
+    if push is not None and (target is None or target.suffix == ".safetensors"):
+        raise UsageError("--push uploads a folder: give a folder as the output")
+    request: dict[str, Any] = {key: value for key, value in given.items() if value}
+    own = {
+        "method": method,
+        "param": params,
+        "statistics": statistics,
+        "masks": masks,
+        "shard-size": shard_size,
     }
+    if recipe is None:
+        registry, asked = _from_options(own, dry_run=dry_run)
+        request |= asked
+    else:
+        registry = registry_for([])
+        for name, value in {**own, **given}.items():
+            if value and name != "hub":
+                raise UsageError(
+                    f"a recipe says everything itself; leave out --{name.replace('_', '-')}"
+                )
+        request["method"] = recipe
+    request |= {"output": target, "overwrite": overwrite, "registry": registry}
     if dry_run:
         from mtk_cli.rehearsal import rehearse
 
-        rehearsal = rehearse(provided.item, **request)
-        if as_json:
-            render.json_text({"dry_run": True, **rehearsal})
-        elif not quiet:
-            for label, text in rehearsal.items():
-                render.line(f"{label.replace('_', ' ') + ':':13} {_text(text)}")
-        return ExitCode.DONE
-    import mtk
-
-    loaded = None if masks is None else _load_masks(masks)
-    merged = mtk.merge(provided.item, masks=loaded, **request)
+        return rehearse(request, workers=workers, as_json=as_json, quiet=quiet)
+    with MergeProgress(quiet=quiet or as_json) as progress:
+        merged = progress.run(request, target, workers=workers, device=device)
+    for note in [] if quiet else merged.notes:
+        render.note(note)
+    address = _push(push, target) if push and target else None
     if as_json:
-        render.json_text(_as_json(merged))
+        render.json_text({**_as_json(merged), "pushed": address})
     elif not quiet:
         _write_result(merged)
+        if address:
+            render.line(f"pushed to {address}")
     return ExitCode.DONE
+
+
+def _from_options(
+    own: Mapping[str, Any], *, dry_run: bool
+) -> tuple[Registry, dict[str, Any]]:
+    """The method with what belongs to it."""
+    if own["method"] is None:
+        raise UsageError("say how to merge: --method NAME, or a recipe file")
+    registry, provided = one_method(own["method"])
+    asked: dict[str, Any] = {
+        "method": provided.item,
+        "params": parse(own["param"]),
+        "statistics": _statistics(provided.item, own["statistics"]),
+    }
+    if own["shard-size"] is not None:
+        from mtk.recipe_toml import parse_size
+
+        asked["shard_size"] = parse_size(own["shard-size"], "--shard-size")
+    if own["masks"] is not None and not dry_run:
+        asked["masks"] = _load_masks(own["masks"])
+    return registry, asked
+
+
+def _target(
+    recipe: Path | None, out: Path | None, output: Path | None, *, dry_run: bool
+) -> Path | None:
+    if out is not None and output is not None:
+        raise UsageError(f"two outputs are given: {out} and {output}")
+    target = out or output
+    if target is None and not dry_run:
+        again = f"mtk merge {recipe} OUT" if recipe else "--output OUT"
+        raise UsageError(f"--output is missing: write {again}, or add --dry-run")
+    return target
+
+
+def _push(repo: str, folder: Path) -> str:
+    from mtk.hub import push
+
+    return push(folder, repo)
 
 
 def _statistics(method: Method, given: Sequence[str]) -> Any:
@@ -167,14 +237,6 @@ def _load_masks(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return render.pairs(value) or "none"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
-    return "-" if value is None else str(value)
-
-
 def _as_json(merged: Merged) -> dict[str, Any]:
     report = merged.report
     return {
@@ -182,7 +244,8 @@ def _as_json(merged: Merged) -> dict[str, Any]:
         "output": merged.method.output,
         "params": merged.params,
         "path": merged.path,
-        "bytes": merged.path.stat().st_size if merged.path else None,
+        "bytes": _bytes(merged.path),
+        "notes": merged.notes,
         "added_bytes": merged.added_bytes(),
         "seconds": report.seconds,
         "peak_bytes": report.peak_bytes,
@@ -193,9 +256,17 @@ def _as_json(merged: Merged) -> dict[str, Any]:
     }
 
 
+def _bytes(path: Path | None) -> int | None:
+    """What was written, in all."""
+    if path is None:
+        return None
+    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
 def _write_result(merged: Merged) -> None:
     report, path = merged.report, merged.path
-    written = render.size(path.stat().st_size) if path else "nothing"
+    written = render.size(_bytes(path) or 0)
     render.line(
         f"{path}: {written}, {report.seconds:.2f} s, "
         f"peak memory {render.size(report.peak_bytes)}"

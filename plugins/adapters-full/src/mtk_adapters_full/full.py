@@ -1,45 +1,38 @@
-"""Opening and building plain checkpoints.
+"""Opening, describing and building full checkpoints: the target of the adapter.
 
-A path is a safetensors file, or a folder with one of: an index of shards, one file of a
-usual name, or exactly one safetensors file. Nothing but safetensors is read.
+A path is a safetensors file, a model folder of transformers, diffusers, open_clip or
+sentence-transformers, a pipeline folder of diffusers, or any folder with one model in it.
+Nothing but safetensors is read, and nothing that a config names is opened or run.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mtk.checkpoint import SafetensorsCheckpoint
-from mtk.errors import CheckpointError
+from mtk.errors import CheckpointError, first_line
+from mtk_adapters_full.reading import belongs
+from mtk_adapters_full.sources import FullCheckpoint
+from mtk_adapters_full.weights import PIPELINE, components, parts, regular
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from torch import nn
 
-    from mtk.adapters import Checkpoint
-
-_INDEXES = (
-    "model.safetensors.index.json",
-    "diffusion_pytorch_model.safetensors.index.json",
-)
-_SINGLE = (
-    "model.safetensors",
-    "open_clip_model.safetensors",
-    "diffusion_pytorch_model.safetensors",
-)
-OPEN_CLIP_CONFIG = "open_clip_config.json"
+    from mtk.adapters import Changes, Checkpoint, Layout
+    from mtk.vocabulary import Vocabulary
 
 
 def matches(path: Path) -> bool:
     """Whether there is something here that :func:`open` reads."""
     if path.is_file():
         return path.suffix == ".safetensors"
-    return path.is_dir() and bool(_regular(path))
-
-
-def _regular(folder: Path) -> list[Path]:
-    """Its safetensors files; a pipe or a dangling link is none."""
-    return sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+    if not path.is_dir():
+        return False
+    if (path / PIPELINE).is_file():
+        return belongs(path, path / PIPELINE)
+    return bool(regular(path)) or any(regular(path / part) for part in parts(path))
 
 
 def open(  # noqa: A001  the adapter contract names it so
@@ -47,68 +40,88 @@ def open(  # noqa: A001  the adapter contract names it so
     *,
     view: str = "tensors",  # noqa: ARG001  other kinds of checkpoint have several
     base: Checkpoint | None = None,  # noqa: ARG001  and some store differences
-) -> SafetensorsCheckpoint:
-    """Open a file or folder lazily."""
-    return SafetensorsCheckpoint(_files(path), str(path))
+) -> FullCheckpoint:
+    """Open a file or folder lazily. Tensors of a pipeline are ``component/name``."""
+    found = components(path)
+
+    def roles() -> Mapping[str, tuple[str, str]]:
+        from mtk_adapters_full.roles import roles_of
+
+        if path.is_file():  # its neighbours may belong to another model
+            return {}
+        return roles_of(found, {name: opened.info(name) for name in opened.names()})
+
+    opened = FullCheckpoint(path, found, roles)
+    return opened
 
 
-def _files(path: Path) -> list[Path]:
+def roles(path: Path) -> dict[str, str]:
+    """Tensor -> role, as the model's class says; empty where no class can be had."""
+    from mtk_adapters_full.roles import roles_of
+
     if path.is_file():
-        return [path]
-    for name in _INDEXES:
-        if (path / name).is_file():
-            return _shards(path, path / name)
-    for name in _SINGLE:
-        if (path / name).is_file():
-            return [path / name]
-    files = _regular(path)
-    if len(files) != 1:
-        raise CheckpointError(
-            f"{path} holds {len(files)} safetensors files and no index; name one of them"
-        )
-    return files
+        return {}
+    opened = open(path)
+    infos = {name: opened.info(name) for name in opened.names()}
+    return {name: role for name, (role, _) in roles_of(components(path), infos).items()}
 
 
-def _shards(folder: Path, index: Path) -> list[Path]:
-    """The shards an index names, all of them inside its folder."""
-    try:
-        table: Any = json.loads(index.read_text())["weight_map"]
-        names = sorted(set(table.values()))
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ) as error:
-        raise CheckpointError(f"{index}: not an index of shards: {error}") from error
-    files = []
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(
-                f"{index} names {name!r}, which is not a file beside it"
-            )
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{index} names {name!r}, which does not exist")
-        files.append(folder / name)
-    checkpoint = SafetensorsCheckpoint(files, str(folder))
-    if set(checkpoint.names()) != set(table):
-        odd = min(set(checkpoint.names()) ^ set(table))
-        raise CheckpointError(f"{index} and its shards disagree about {odd!r}")
-    return files
+def layout(path: Path) -> Layout:
+    """How the model is stored, and the small files beside its weights."""
+    from mtk_adapters_full.layouts import layout_of
+
+    return layout_of(path)
+
+
+def notes(path: Path) -> tuple[str, ...]:
+    """What opening this model, or writing one like it, leaves out, for the user to know."""
+    from mtk_adapters_full.layouts import notes_of
+
+    return notes_of(path)
+
+
+def adapt(layout: Layout, changes: Changes) -> Layout:
+    """The layout with a config and tokenizer files that fit the merged model."""
+    from mtk_adapters_full.adapting import adapted
+
+    return adapted(layout, changes)
+
+
+def vocabulary(path: Path) -> Vocabulary | None:
+    """Tokens, rows and the tensors with one row per token; None without a tokenizer."""
+    from mtk_adapters_full.tokens import vocabulary_of
+
+    return None if path.is_file() else vocabulary_of(path, lambda: open(path))
 
 
 def build(path: Path) -> nn.Module:
-    """A runnable model in evaluation mode, without gradients, with visible linear layers."""
-    if not (path / OPEN_CLIP_CONFIG).is_file():
-        raise CheckpointError(
-            f"{path} says nothing about its architecture, so it cannot be run; an open_clip "
-            f"folder has {OPEN_CLIP_CONFIG}"
-        )
-    import open_clip
+    """A runnable model in evaluation mode, without gradients, with visible linear layers.
 
+    Its weights are float32. Parameters have the names of the file, where the library's
+    current class has them too.
+    """
     from mtk.live import expose_linears
+    from mtk_adapters_full.classes import family_of, refuse_pipeline, run_model
 
-    model: nn.Module = open_clip.create_model(f"local-dir:{path}")
+    if path.is_file():
+        raise CheckpointError(
+            f"{path} is one file, which says nothing about its architecture\n"
+            "Give the folder with its config"
+        )
+    refuse_pipeline(path)
+    found = components(path)
+    family = family_of(path, found[""].stem) if "" in found else "plain"
+    if family == "plain":
+        raise CheckpointError(
+            f"{path} says nothing about its architecture, so it cannot be run\n"
+            "Folders with a config of transformers, diffusers or open_clip can"
+        )
+    try:
+        model = run_model(path, family, FullCheckpoint(path, {"": found[""]}, dict))
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} could not be built with {family}: {first_line(error)}"
+        ) from error
     return expose_linears(model).eval().requires_grad_(False)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from mtk.adapters import Checkpoint
     from mtk.checkpoint import SafetensorsCheckpoint
 
 Kind = Literal["linear", "embedding", "conv"]
@@ -58,6 +59,7 @@ class LoraAdapter:
         format: ``peft``, ``diffusers`` or ``kohya``.
         modules: by name, in the order of their names.
         whole: parameter of the base -> tensor in the file that replaces it.
+        component: the only component of a pipeline it belongs to, where that was said.
     """
 
     label: str
@@ -68,10 +70,21 @@ class LoraAdapter:
     whole: Mapping[str, str] = field(default_factory=dict)
     fan_in_fan_out: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
+    component: str = ""
+
+    @property
+    def files(self) -> list[Path]:
+        """What decides what the adapter means: its tensors, PEFT's configuration."""
+        beside = self.path.with_name("adapter_config.json")
+        peft = self.path.name == "adapter_model.safetensors" and beside.is_file()
+        return [self.path, beside] if peft else [self.path]
 
     def read(self, key: str) -> Tensor:
         """One tensor of the file; NaN and infinity are refused."""
-        tensor = self.source.read(key)
+        shape = self.source.info(key).shape
+        size = torch.Size(shape).numel()
+        # Read into memory of its own: a mapped file would stay in memory as a whole.
+        tensor = self.source.part(key, 0, size).view(shape)
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{self.label}: {key!r} contains NaN or infinity")
         return tensor
@@ -83,3 +96,11 @@ class LoraAdapter:
         a = self.read(module.a).to(dtype).flatten(1)
         b = self.read(module.b).to(dtype).flatten(1)
         return a, b
+
+
+def flat_part(source: Checkpoint, name: str, start: int, end: int) -> Tensor:
+    """Entries ``start`` to ``end``, counted flat, read alone where the checkpoint can."""
+    if hasattr(source, "part"):
+        part: Tensor = source.part(name, start, end)
+        return part
+    return source.read(name).flatten()[start:end]

@@ -15,20 +15,17 @@ Sources: PEFT's add_weighted_adapter; LoRA Soups, arXiv:2410.13025 (weights per 
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from mtk.errors import CheckpointError, ParameterError, UsageError
-from mtk.randomness import stream
-from mtk_adapters_lora.lowrank import LowRank, from_dense, from_factors, product_norm
-from mtk_adapters_lora.result import NewAdapter, Update
+from mtk.errors import ParameterError, UsageError
+from mtk_adapters_lora.operations import combine_module, cross_terms
+from mtk_adapters_lora.result import NewAdapter
 from mtk_adapters_lora.sources import Source, check_sources, open_sources
-from mtk_adapters_lora.sparsify import BASE_TYPES, merge
+from mtk_adapters_lora.sparsify import BASE_TYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -37,13 +34,107 @@ if TYPE_CHECKING:
     from mtk_adapters_lora.adapter import LoraAdapter
 
     Weight = float | Mapping[str, float]
+    Report = Callable[[str, float | None], None]
 
 COMBINATIONS = (
     "cat", *BASE_TYPES, "svd", *(f"{t}_svd" for t in BASE_TYPES if t != "linear"), "ziplora",
 )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Combination:
+    """A combination as it was asked for, checked; no factor has been read.
+
+    Args:
+        sources: the adapters, under common names.
+        kind: one of ``COMBINATIONS``.
+        rank: at most this many columns are kept; None for all.
+        shared: fields of the result that all sources agree on.
+        settings: density, sign_method, clamp and seed.
+    """
+
+    sources: Sequence[Source]
+    kind: str
+    rank: int | None
+    shared: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    def modules(self) -> dict[str, list[Source]]:
+        """Module -> the sources that have it, in the order of the names."""
+        names = sorted({name for source in self.sources for name in source.modules})
+        return {name: [s for s in self.sources if name in s.modules] for name in names}
+
+    def rank_of(self, name: str, having: Sequence[Source]) -> int:
+        """The rank that a module of the result will have."""
+        ranks = [source.modules[name].rank for source in having]
+        if self.kind in BASE_TYPES:
+            return ranks[0]
+        module, total = having[0].modules[name], sum(ranks)
+        stacked = self.kind in ("cat", "ziplora", "svd")
+        if self.rank is None or (stacked and self.kind != "svd" and self.rank >= total):
+            return total
+        most = min(self.rank, total) if stacked else self.rank
+        return min(most, module.d_in, module.d_out)
+
+    def describe(self) -> dict[str, Any]:
+        """What the result will be, from headers only."""
+        size, ranks = 0, set()
+        for name, having in self.modules().items():
+            module, rank = having[0].modules[name], self.rank_of(name, having)
+            size += rank * (module.d_in + module.d_out)
+            ranks.add(rank)
+        return {
+            "combination": self.kind,
+            "adapters": [source.adapter.label for source in self.sources],
+            "weights": [source.given for source in self.sources],
+            "format": self.shared["file_format"],
+            "modules": len(self.modules()),
+            "ranks": sorted(ranks),
+            "numbers": size,
+        }
+
+    def run(self, report: Report | None = None) -> NewAdapter:
+        """Combine module by module."""
+        updates, modules = {}, self.modules()
+        for done, (name, having) in enumerate(modules.items()):
+            if report is not None:
+                report(f"combining {name}", done / len(modules))
+            updates[name] = combine_module(
+                name, having, self.kind, rank=self.rank, **self.settings
+            )
+        notes = []
+        if self.kind in BASE_TYPES and len(self.sources) > 1:
+            notes.append(cross_terms(updates, self.sources))
+        made = {
+            "combination": self.kind,
+            "adapters": [source.provenance() for source in self.sources],
+            "rank": self.rank,
+            **self.settings,
+        }
+        return NewAdapter(
+            updates=updates,
+            notes=notes,
+            provenance=made,
+            inputs=[file for source in self.sources for file in source.adapter.files],
+            **self.shared,
+        )
+
+
 def combine(
+    adapters: Sequence[LoraAdapter | Path | str],
+    weights: Sequence[Weight] | None = None,
+    combination: str = "cat",
+    **settings: Any,
+) -> NewAdapter:
+    """Combine adapters of one base into one adapter; arguments as for :func:`prepare`.
+
+    Returns:
+        The new adapter; ``relative_error`` is what truncation lost.
+    """
+    return prepare(adapters, weights, combination, **settings).run()
+
+
+def prepare(
     adapters: Sequence[LoraAdapter | Path | str],
     weights: Sequence[Weight] | None = None,
     combination: str = "cat",
@@ -55,8 +146,9 @@ def combine(
     seed: int = 0,
     column_scales: Sequence[Mapping[str, Tensor]] | None = None,
     base: Checkpoint | None = None,
-) -> NewAdapter:
-    """Combine adapters of one base into one adapter.
+    component: str | None = None,
+) -> Combination:
+    """Open and check everything that a combination needs; read no factor.
 
     Args:
         adapters: paths or opened adapters.
@@ -71,44 +163,34 @@ def combine(
         column_scales: ziplora only: per adapter, module -> (d_in,).
         base: the model they belong to. With it, names and shapes are checked against
             the base, and adapters of different formats can be combined.
-
-    Returns:
-        The new adapter; ``relative_error`` is what truncation lost.
+        component: only the parts of the adapters for this component of a pipeline.
     """
     if combination not in COMBINATIONS:
         raise ParameterError(
             f"no combination {combination!r}\nThere are {', '.join(COMBINATIONS)}"
         )
     _check_numbers(rank, density, sign_method, clamp, combination)
-    if (column_scales is not None) != (combination == "ziplora"):
+    if column_scales is None and combination == "ziplora":
+        raise ParameterError("ziplora needs column_scales, which are given from Python")
+    if column_scales is not None and combination != "ziplora":
         raise ParameterError("column_scales belong to combination='ziplora'")
-    sources = open_sources(adapters, weights, base, column_scales)
-    shared = check_sources(sources)
-    cut = rank
+    sources = open_sources(adapters, weights, base, column_scales, component)
+    shared = check_sources(sources, placed=base is not None)
+    if combination in BASE_TYPES:
+        _check_ranks(sources, combination)
     if rank is None and combination.endswith("svd"):
-        cut = max(m.rank for source in sources for m in source.modules.values())
-    updates, notes = {}, []
-    for name in sorted({name for source in sources for name in source.modules}):
-        having = [source for source in sources if name in source.modules]
-        options = {"density": density, "sign_method": sign_method}
-        updates[name] = _combine_module(
-            name, having, combination, cut, clamp, seed, options
-        )
-    if combination in BASE_TYPES and len(sources) > 1:
-        notes.append(_cross_terms(updates, sources))
-    return NewAdapter(
-        updates=updates,
-        notes=notes,
-        provenance={
-            "combination": combination,
-            "adapters": [source.provenance() for source in sources],
-            "rank": rank,
+        rank = max(m.rank for source in sources for m in source.modules.values())
+    return Combination(
+        sources=sources,
+        kind=combination,
+        rank=rank,
+        shared=shared,
+        settings={
             "density": density,
             "sign_method": sign_method,
             "clamp": clamp,
             "seed": seed,
         },
-        **shared,
     )
 
 
@@ -131,137 +213,12 @@ def _check_numbers(
         )
 
 
-def _combine_module(
-    name: str,
-    sources: Sequence[Source],
-    kind: str,
-    rank: int | None,
-    clamp: float | None,
-    seed: int,
-    options: Mapping[str, Any],
-) -> Update:
-    if kind in BASE_TYPES:
-        low = _by_factor(name, sources, kind, seed, options)
-    elif kind in ("cat", "svd", "ziplora"):
-        low = _concatenated(name, sources)
-        if rank is not None and rank < low.a.shape[0]:
-            low = from_factors(low.a, low.b, rank)
-        elif kind == "svd":
-            low = from_factors(low.a, low.b, low.a.shape[0])
-    else:
-        low = _by_delta(name, sources, kind, rank or 1, seed, options)
-    if clamp is not None:
-        low = _clamped(low, clamp)
-    for factor in (low.a, low.b):
-        if not bool(torch.isfinite(factor).all()):
-            raise CheckpointError(f"{name!r}: the combination is not finite")
-    first = sources[0].modules[name]
-    return Update(
-        a=low.a.contiguous(),
-        b=low.b.contiguous(),
-        kind=first.kind,
-        kernel=first.kernel,
-        error=low.error,
-        norm=low.norm,
-    )
-
-
-def _concatenated(name: str, sources: Sequence[Source]) -> LowRank:
-    """The exact weighted sum, as one pair of factors."""
-    rows, columns = [], []
-    for source in sources:
-        a, b = source.factors(name)
-        rows.append(a * source.strength(name))
-        columns.append(b)
-    a, b = torch.cat(rows), torch.cat(columns, dim=1)
-    return LowRank(a, b, 0.0, product_norm(a, b))
-
-
-def _by_factor(
-    name: str,
-    sources: Sequence[Source],
-    kind: str,
-    seed: int,
-    options: Mapping[str, Any],
-) -> LowRank:
-    ranks = {source.modules[name].rank for source in sources}
-    if len(ranks) > 1:
-        raise UsageError(
-            f"{kind} needs equal ranks; {name!r} has {', '.join(map(str, sorted(ranks)))}\n"
-            f"Use cat, or {'svd' if kind == 'linear' else kind + '_svd'}"
-        )
-    strengths = [source.strength(name) for source in sources]
-    roots = [math.sqrt(abs(strength)) for strength in strengths]
-    signed = [math.copysign(c, g) for c, g in zip(roots, strengths, strict=True)]
-    pairs = [source.factors(name) for source in sources]
-    if len(sources) == 1:
-        kind = "linear"
-    merged = []
-    for part, values in enumerate((signed, roots)):
-        label = ("A", "B")[part]
-        draw = _drawer(seed, name, label, sources, options["density"])
-        tensors = [pair[part] for pair in pairs]
-        merged.append(merge(kind, tensors, values, draw=draw, **options))
-    return LowRank(merged[0], merged[1], 0.0, product_norm(merged[0], merged[1]))
-
-
-def _by_delta(
-    name: str,
-    sources: Sequence[Source],
-    kind: str,
-    rank: int,
-    seed: int,
-    options: Mapping[str, Any],
-) -> LowRank:
-    deltas = []
-    for source in sources:
-        a, b = source.factors(name)
-        deltas.append((b @ a) * source.modules[name].scale)
-    draw = _drawer(seed, name, "delta", sources, options["density"])
-    single = len(sources) == 1
-    merged = merge(
-        "linear" if single else kind.removesuffix("_svd"),
-        deltas,
-        [source.weight(name) for source in sources],
-        draw=draw,
-        **options,
-    )
-    return from_dense(merged, rank)
-
-
-def _drawer(
-    seed: int, name: str, part: str, sources: Sequence[Source], density: float
-) -> Any:
-    def draw(index: int, tensor: Tensor) -> Tensor:
-        generator = stream(seed, sources[index].index, name, part)
-        return torch.rand(tensor.shape, generator=generator) < density
-
-    return draw
-
-
-def _clamped(low: LowRank, quantile: float) -> LowRank:
-    import numpy as np
-
-    entries = torch.cat([low.a.flatten(), low.b.flatten()])
-    edge = float(np.quantile(entries.numpy(), quantile))
-    if edge < 0:
-        raise ParameterError(
-            f"clamp {quantile}: that quantile of the factors is below 0"
-        )
-    a, b = low.a.clamp(-edge, edge), low.b.clamp(-edge, edge)
-    moved = product_norm(torch.cat([a, -low.a]), torch.cat([b, low.b], dim=1))
-    return LowRank(a, b, math.hypot(low.error, moved), low.norm)
-
-
-def _cross_terms(updates: Mapping[str, Update], sources: Sequence[Source]) -> str:
-    """How far merged factors are from the weighted sum of the updates."""
-    distance = norm = 0.0
-    for name, update in updates.items():
-        exact = _concatenated(name, [s for s in sources if name in s.modules])
-        a, b = torch.cat([update.a, -exact.a]), torch.cat([update.b, exact.b], dim=1)
-        distance, norm = distance + product_norm(a, b) ** 2, norm + exact.norm**2
-    share = math.sqrt(distance / norm) if norm else 0.0
-    return (
-        f"merging factors gives an update {share:.3f} (relative) away from the weighted "
-        "sum; cat is exact"
-    )
+def _check_ranks(sources: Sequence[Source], kind: str) -> None:
+    for name in sorted({name for source in sources for name in source.modules}):
+        ranks = {s.modules[name].rank for s in sources if name in s.modules}
+        if len(ranks) > 1:
+            raise UsageError(
+                f"{kind} needs equal ranks; {name!r} has "
+                f"{', '.join(map(str, sorted(ranks)))}\n"
+                f"Use cat, or {'svd' if kind == 'linear' else kind + '_svd'}"
+            )

@@ -21,7 +21,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 DIFFUSERS = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _MAX_HEADER = 100_000_000
 
 
@@ -67,7 +67,7 @@ def load_adapter(path: Path) -> LoraAdapter:
         raise CheckpointError(
             f"{path}: {rest[0]!r} is no part of a LoRA update, so it cannot be placed"
         )
-    if any(key.startswith(_PREFIX) for key in source.names()):
+    if any(key.startswith(PREFIX) for key in source.names()):
         raise CheckpointError(
             f"{path}: a PEFT adapter without its {CONFIG}, which holds its scale\n"
             f"Put that file beside it, and call it {WEIGHTS}"
@@ -105,7 +105,7 @@ def _peft(
 
 
 def _plain(name: str) -> str:
-    return name.removeprefix(_PREFIX).replace(".base_layer.", ".")
+    return name.removeprefix(PREFIX).replace(".base_layer.", ".")
 
 
 def _single_file(

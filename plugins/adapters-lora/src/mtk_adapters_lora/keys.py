@@ -29,13 +29,24 @@ _PARTS = [
         (r"(.+)\.alpha", "alpha"),
     )
 ]
-_VARIANT = re.compile(
-    r"\.(hada_|lokr_|oft_|glora|dora_scale|lora_mid|diff(_b)?$|ia3|boft|vera_|"
-    r"lora_E|on_input|w_norm|b_norm)"
-)
+_VARIANTS = {
+    name: re.compile(pattern)
+    for name, pattern in (
+        ("LoHa", r"\.hada_"),
+        ("LoKr", r"\.lokr_"),
+        ("OFT", r"\.b?oft_|\.boft"),
+        ("GLoRA", r"\.glora"),
+        ("VeRA", r"\.vera_"),
+        ("IA3", r"\.ia3|\.on_input"),
+        ("AdaLoRA", r"\.lora_E"),
+        ("DoRA as LyCORIS writes it", r"\.dora_scale"),
+        ("a LoRA with a middle factor", r"\.lora_mid"),
+        ("a full difference", r"\.(diff(_b)?$|w_norm|b_norm)"),
+    )
+}
 MARKS = re.compile(
     r"\.lora_(A|B|down|up)\.weight$|\.lora_embedding_[AB]$|[._]lora\.(down|up)\.weight$|"
-    r"\.(hada_w1_a|lokr_w1|lokr_w1_a)$"
+    r"\.(hada_w1_a|lokr_w[12](_a)?|oft_blocks|oft_diag|dora_scale)$"
 )
 _NAME = re.compile(r"[\w\-]+(\.[\w\-]+)*", re.ASCII)
 KOHYA = re.compile(r"lora_[a-z0-9]+_")
@@ -50,9 +61,10 @@ def sort_keys(
     for key in keys:
         if not _NAME.fullmatch(key):
             raise CheckpointError(f"{label}: {key[:80]!r} is not a tensor name")
-        if _VARIANT.search(key):
+        variant = next((v for v, p in _VARIANTS.items() if p.search(key)), None)
+        if variant:
             raise CheckpointError(
-                f"{label}: {key!r} belongs to a variant of LoRA that is not read\n"
+                f"{label}: {key!r} belongs to {variant}, a variant of LoRA that is not read\n"
                 "Merge that adapter into its base with its own tool, and give the result"
             )
         for pattern, part in _PARTS:

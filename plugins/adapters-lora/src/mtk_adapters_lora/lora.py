@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mtk.checkpoint import describe
 from mtk.errors import CheckpointError
+from mtk_adapters_lora.components import select
 from mtk_adapters_lora.formats import load_adapter, looks_like_lora
-from mtk_adapters_lora.names import component_of, place
+from mtk_adapters_lora.names import place
 from mtk_adapters_lora.products import Products
 
 if TYPE_CHECKING:
@@ -50,12 +50,12 @@ def open(  # noqa: A001  the adapter contract names it so
         view: ``products`` (or ``tensors``) or ``factors``.
         base: the model the adapter was trained on. Products need it; with it, factors
             are named as its weights are.
-        component: only this part of a file for several models, for example ``unet`` of
-            a diffusers file or ``lora_unet`` of a Kohya file.
+        component: only this part of a file for several models, for example ``unet``; of
+            an adapter without named parts, the component of a pipeline it belongs to.
     """
     adapter = load_adapter(path)
     if component is not None:
-        adapter = select(adapter, component)
+        adapter = select(adapter, component, base)
     if view == "factors":
         return Factors(adapter, base)
     if view not in ("products", "tensors"):
@@ -73,22 +73,6 @@ def build(path: Path) -> nn.Module:
     raise CheckpointError(
         f"{path} is a LoRA adapter and cannot run alone\nMerge it into its base first"
     )
-
-
-def select(adapter: LoraAdapter, component: str) -> LoraAdapter:
-    """The modules of one component."""
-    kept = {
-        name: module
-        for name, module in adapter.modules.items()
-        if component_of(name, adapter.format) == component
-    }
-    if not kept:
-        parts = {component_of(name, adapter.format) for name in adapter.modules}
-        raise CheckpointError(
-            f"{adapter.label}: no component {component!r}; it has "
-            f"{', '.join(sorted(parts - {''})) or 'a single one without a name'}"
-        )
-    return replace(adapter, modules=kept)
 
 
 class Factors:
@@ -119,9 +103,9 @@ class Factors:
 
     def info(self, name: str) -> TensorInfo:
         """Shape and dtype as stored."""
-        stored = self._adapter.source.info(self._keys[name])
         import torch
 
+        stored = self._adapter.source.info(self._keys[name])
         return describe(name, stored.shape, getattr(torch, stored.dtype))
 
     def read(self, name: str) -> Tensor:

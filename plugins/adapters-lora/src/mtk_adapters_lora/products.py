@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mtk.errors import CheckpointError
+from mtk_adapters_lora.adapter import flat_part
 from mtk_adapters_lora.names import place
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class Products:
 
     def __init__(self, adapter: LoraAdapter, base: Checkpoint) -> None:
         self.label = adapter.label
+        self.files = adapter.files
         self._adapter, self._base = adapter, base
         self._names = set(base.names())
         self._lock = Lock()
@@ -194,8 +196,8 @@ class Products:
     def _stored(self, name: str, start: int, end: int) -> Tensor:
         """What the update goes on top of: the base's tensor, or one stored whole."""
         if name not in self._whole:
-            return _part(self._base, name, start, end)
-        value = _part(self._adapter.source, self._whole[name], start, end)
+            return flat_part(self._base, name, start, end)
+        value = flat_part(self._adapter.source, self._whole[name], start, end)
         if not bool(torch.isfinite(value).all()):
             raise CheckpointError(
                 f"{self.label}: {self._whole[name]!r} contains NaN or infinity"
@@ -233,14 +235,6 @@ class Products:
                     del self._recent[next(iter(self._recent))]
                 self._recent[name, dtype] = recent
         return recent
-
-
-def _part(source: Checkpoint, name: str, start: int, end: int) -> Tensor:
-    """A flat part, read alone where the checkpoint can."""
-    if hasattr(source, "part"):
-        part: Tensor = source.part(name, start, end)
-        return part
-    return source.read(name).flatten()[start:end]
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -50,20 +50,26 @@ class NewAdapter:
     Args:
         updates: module name -> factors.
         fan_in_fan_out: the weights are stored as (d_in, d_out).
+        file_format: ``peft`` or ``diffusers``.
+        component: diffusers only: the part of a pipeline that all modules are in, where
+            their names do not say it (as ``unet/conv_in`` does).
         task_type: PEFT's task type, where all inputs agree.
         notes: what the user should know.
         left_out: changed tensors of a full fine-tune that no factor covers -> norm of
             their change.
         provenance: what made it, written beside it.
+        inputs: files it was made from, which are never overwritten.
     """
 
     updates: Mapping[str, Update]
     fan_in_fan_out: bool = False
     task_type: str | None = None
     file_format: str = "peft"
+    component: str = ""
     notes: list[str] = field(default_factory=list)
     left_out: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Sequence[Path] = ()
 
     @property
     def rank(self) -> int:
@@ -89,8 +95,10 @@ class NewAdapter:
             return dense.view(dense.shape[0], -1, *update.kernel)
         return dense
 
-    def save(self, folder: Path | str, *, dtype: str = "float32") -> Path:
-        """Write a new folder, in the layout of the inputs (PEFT or diffusers)."""
+    def save(
+        self, folder: Path | str, *, dtype: str = "float32", overwrite: bool = False
+    ) -> Path:
+        """Write a new folder that peft or diffusers loads; its name."""
         from mtk_adapters_lora.saving import save
 
-        return save(self, folder, dtype=dtype)
+        return save(self, folder, dtype=dtype, overwrite=overwrite)

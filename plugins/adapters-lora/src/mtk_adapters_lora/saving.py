@@ -7,11 +7,6 @@ lost on the way. No name of a base is written: it would be followed by loaders.
 from __future__ import annotations
 
 import json
-import os
-import re
-import shutil
-import tempfile
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +15,22 @@ import torch
 import mtk
 from mtk.checkpoint import describe
 from mtk.errors import ParameterError, UsageError
-from mtk.files import replace_file
+from mtk.folders import (
+    CARD,
+    check_folder,
+    check_space,
+    new_folder,
+    put_file,
+    write_manifest,
+)
 from mtk.writing import layout, write_safetensors
-from mtk_adapters_lora.formats import CONFIG, DIFFUSERS, WEIGHTS
+from mtk_adapters_lora.card import card
+from mtk_adapters_lora.configured import (
+    diffusers_metadata,
+    peft_config,
+    pipeline_names,
+)
+from mtk_adapters_lora.formats import CONFIG, DIFFUSERS, METADATA, PREFIX, WEIGHTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,111 +40,56 @@ if TYPE_CHECKING:
     from mtk_adapters_lora.result import NewAdapter, Update
 
 _DTYPES = ("float32", "float16", "bfloat16")
-_PREFIX = "base_model.model."
 
 
-def save(adapter: NewAdapter, folder: Path | str, *, dtype: str = "float32") -> Path:
-    """Write ``folder``, which must not exist.
+def save(
+    adapter: NewAdapter,
+    folder: Path | str,
+    *,
+    dtype: str = "float32",
+    overwrite: bool = False,
+) -> Path:
+    """Write ``adapter`` into a new folder that PEFT or diffusers loads.
 
     Args:
         adapter: what :func:`combine` or :func:`extract` returned.
         folder: a PEFT folder, or for adapters of diffusers a folder with
             ``pytorch_lora_weights.safetensors``.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
+        overwrite: replace a folder that mtk wrote.
     """
     target = Path(folder)
-    if dtype not in _DTYPES:
-        raise ParameterError(f"dtype is {dtype!r}; write one of {', '.join(_DTYPES)}")
-    if target.exists() or target.is_symlink():
-        raise UsageError(f"{target} exists; choose another output")
-    if not target.parent.is_dir():
-        raise UsageError(f"the folder {target.parent} does not exist")
+    check_output(target, adapter.inputs, dtype=dtype, overwrite=overwrite)
     peft = adapter.file_format == "peft"
+    updates = adapter.updates if peft else pipeline_names(adapter)
     tensors = {}
-    for module, update in adapter.updates.items():
+    for module, update in updates.items():
         for part, factor in _stored(update).items():
-            name = f"{_PREFIX if peft else ''}{module}.{part}"
+            name = f"{PREFIX if peft else ''}{module}.{part}"
             tensors[name] = _cast(factor, getattr(torch, dtype), name)
-    try:
-        partial = Path(
-            tempfile.mkdtemp(
-                prefix=f".{target.name}.", suffix=".partial", dir=target.parent
-            )
-        )
-    except OSError as error:
-        raise UsageError(f"{target} could not be written: {error}") from error
-    try:
-        _write_tensors(partial / (WEIGHTS if peft else DIFFUSERS), tensors)
+    check_space(target, sum(tensor.nbytes for tensor in tensors.values()))
+    header = {"format": "pt"}
+    if not peft:
+        header[METADATA] = json.dumps(diffusers_metadata(updates), sort_keys=True)
+    with new_folder(target, overwrite=overwrite) as partial:
+        _write_tensors(partial / (WEIGHTS if peft else DIFFUSERS), tensors, header)
         if peft:
-            _write_json(partial / CONFIG, peft_config(adapter))
-        report = {"mtk": mtk.__version__, **adapter.provenance}
-        _write_json(partial / "mtk.json", report)
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o777 & ~umask)
-        partial.rename(target)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UsageError(f"{target} could not be written: {error}") from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+            content = json.dumps(peft_config(adapter), indent=2)
+            put_file(partial, CONFIG, content.encode())
+        put_file(partial, CARD, card(adapter, target.name, dtype).encode())
+        made = {"mtk": mtk.__version__, "dtype": dtype, **adapter.provenance}
+        made["relative_error"] = adapter.relative_error
+        write_manifest(partial, made)
     return target
 
 
-def peft_config(adapter: NewAdapter) -> dict[str, Any]:
-    """The ``adapter_config.json`` of a new adapter."""
-    ranks = {name: update.rank for name, update in adapter.updates.items()}
-    usual = Counter(ranks.values()).most_common(1)[0][0]
-    names = sorted(ranks)
-    patterns = _patterns(names)
-    odd = {patterns[n]: r for n, r in ranks.items() if r != usual}
-    return {
-        "peft_type": "LORA",
-        "task_type": adapter.task_type,
-        "base_model_name_or_path": None,
-        "inference_mode": True,
-        "r": usual,
-        "lora_alpha": usual,
-        "rank_pattern": odd,
-        "alpha_pattern": odd,
-        "use_rslora": False,
-        "use_dora": False,
-        "fan_in_fan_out": adapter.fan_in_fan_out,
-        "bias": "none",
-        "lora_dropout": 0.0,
-        "init_lora_weights": True,
-        "modules_to_save": None,
-        "target_modules": _targets(names),
-    }
-
-
-def _endings(names: list[str]) -> set[str]:
-    """All proper ends of the paths, at dots."""
-    return {
-        name.split(".", cut)[-1]
-        for name in names
-        for cut in range(1, name.count(".") + 1)
-    }
-
-
-def _patterns(names: list[str]) -> dict[str, str]:
-    """PEFT matches ends of paths; ``^`` keeps a short name from matching others."""
-    endings = _endings(names)
-    alike = Counter(name.replace(".", "_") for name in names)
-    patterns = {}
-    for name in names:
-        exact = alike[name.replace(".", "_")] > 1
-        pattern = re.escape(name) if exact else name
-        patterns[name] = f"^{pattern}" if name in endings else pattern
-    return patterns
-
-
-def _targets(names: list[str]) -> list[str] | str:
-    """A list is matched by the ends of paths as well, a string as a whole."""
-    if not _endings(names) & set(names):
-        return names
-    return "|".join(re.escape(name) for name in names)
+def check_output(
+    folder: Path, inputs: Any = (), *, dtype: str = "float32", overwrite: bool = False
+) -> None:
+    """Refuse what :func:`save` would refuse."""
+    if dtype not in _DTYPES:
+        raise ParameterError(f"dtype is {dtype!r}; write one of {', '.join(_DTYPES)}")
+    check_folder(folder, inputs, overwrite=overwrite)
 
 
 def _stored(update: Update) -> dict[str, Tensor]:
@@ -156,11 +109,9 @@ def _cast(factor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     return cast
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]
+) -> None:
     infos = layout(describe(n, t.shape, t.dtype) for n, t in tensors.items())
     stream = ((info.name, tensors[info.name]) for info in infos)
-    write_safetensors(path, infos, stream, {"format": "pt"})
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    replace_file(path, [json.dumps(content, indent=2, default=str).encode()])
+    write_safetensors(path, infos, stream, header)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtk.errors import CheckpointError, ParameterError, UsageError
+from mtk.folders import sha256
 from mtk_adapters_lora.adapter import LoraAdapter, LoraModule
+from mtk_adapters_lora.components import homes, parts_of, select
 from mtk_adapters_lora.formats import load_adapter
 from mtk_adapters_lora.products import Products, place_modules
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -63,11 +64,13 @@ class Source:
 
     def provenance(self) -> dict[str, Any]:
         """File name, hash and weight."""
-        with self.adapter.path.open("rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
         given = self.given
         weight = dict(given) if isinstance(given, Mapping) else float(given)
-        return {"path": self.adapter.label, "sha256": digest, "weight": weight}
+        return {
+            "path": self.adapter.label,
+            **sha256(self.adapter.path),
+            "weight": weight,
+        }
 
 
 def open_sources(
@@ -75,6 +78,7 @@ def open_sources(
     weights: Sequence[float | Mapping[str, float]] | None,
     base: Checkpoint | None,
     column_scales: Sequence[Mapping[str, Tensor]] | None,
+    component: str | None = None,
 ) -> list[Source]:
     """Open adapters and give their modules common names."""
     count = len(adapters)
@@ -85,9 +89,11 @@ def open_sources(
             raise ParameterError(f"{len(values)} {what} for {count} adapters")
     sources = []
     for index, item in enumerate(adapters):
-        adapter = item if isinstance(item, LoraAdapter) else load_adapter(Path(item))
+        adapter = item if isinstance(item, LoraAdapter) else _load(item, index)
         given = 1.0 if weights is None else weights[index]
         _check_finite(given, index)
+        if component is not None:
+            adapter = select(adapter, component, base)
         adapter, modules = _named_alike(adapter, base)
         columns = column_scales[index] if column_scales is not None else {}
         sources.append(
@@ -100,6 +106,12 @@ def open_sources(
             )
         )
     return sources
+
+
+def _load(item: Path | str, index: int) -> LoraAdapter:
+    from mtk.opening import locate
+
+    return load_adapter(locate(str(item), f"adapter {index}")[0])
 
 
 def _check_finite(given: float | Mapping[str, float], index: int) -> None:
@@ -119,7 +131,7 @@ def _named_alike(
         if adapter.format == "kohya":
             raise UsageError(
                 f"{adapter.label}: Kohya files write names with underscores only\n"
-                "Give the base as well (base=), whose names decide"
+                "Give the base as well (--base, from Python base=), whose names decide"
             )
         return adapter, dict(adapter.modules)
     placed = place_modules(adapter, base)
@@ -136,13 +148,41 @@ def _named_alike(
         stem = item.weight.removesuffix(".weight")
         modules[stem] = replace(item.module, kernel=kernel, kind=kind)
     whole = Products(adapter, base).replaced() if adapter.whole else {}
-    # The format of the result: names of the base are PEFT's names.
     turned = sides == {True}
-    return replace(adapter, fan_in_fan_out=turned, format="peft", whole=whole), modules
+    component, written = _written_as(adapter, modules)
+    named = replace(
+        adapter, fan_in_fan_out=turned, whole=whole, component=component, format=written
+    )
+    return named, modules
 
 
-def check_sources(sources: Sequence[Source]) -> dict[str, Any]:
-    """What all must share: shapes, orientation, format; nothing but plain factors."""
+def _written_as(
+    adapter: LoraAdapter, modules: Mapping[str, LoraModule]
+) -> tuple[str, str]:
+    """Component and file format of a result under the base's names.
+
+    PEFT's format has names of one model; what belongs to a pipeline, or to a known part
+    of one, is written as diffusers does.
+    """
+    if any("/" in name for name in modules):
+        return "", "diffusers"
+    parts = parts_of(adapter)
+    if adapter.format == "peft" or len(parts) > 1:
+        return "", "peft"
+    options = homes(parts.pop())
+    if not options or adapter.fan_in_fan_out:
+        return "", "peft"
+    unet = any(name.startswith(("down_blocks.", "mid_block.")) for name in modules)
+    return options[0] if unet else options[-1], "diffusers"
+
+
+def check_sources(sources: Sequence[Source], *, placed: bool) -> dict[str, Any]:
+    """What all must share: shapes, orientation, format; nothing but plain factors.
+
+    Args:
+        sources: the opened adapters.
+        placed: the names are those of a base, so formats of files may differ.
+    """
     for source in sources:
         _check_plain(source.adapter)
     first: dict[str, Source] = {}
@@ -155,18 +195,20 @@ def check_sources(sources: Sequence[Source]) -> dict[str, Any]:
                     f"{name!r} is {mine} in {source.adapter.label}, {theirs} in "
                     f"{first[name].adapter.label}\nThe adapters have different bases"
                 )
-    for what in ("fan_in_fan_out", "format"):
+    for what in ("fan_in_fan_out",) if placed else ("fan_in_fan_out", "format"):
         found = {getattr(source.adapter, what) for source in sources}
         if len(found) > 1:
             raise CheckpointError(
                 f"the adapters differ in {what}: {', '.join(map(str, sorted(found)))}\n"
-                "Give the base as well (base=), whose names and shapes decide"
+                "Give the base as well (--base, from Python base=), whose names decide"
             )
     tasks = {source.adapter.config.get("task_type") for source in sources}
     task = tasks.pop() if len(tasks) == 1 else None
     return {
         "fan_in_fan_out": sources[0].adapter.fan_in_fan_out,
-        "file_format": sources[0].adapter.format,
+        # "diffusers" comes before "peft": what a pipeline loads is worth more.
+        "file_format": min(source.adapter.format for source in sources),
+        "component": max(source.adapter.component for source in sources),
         "task_type": task if isinstance(task, str) and task in _TASK_TYPES else None,
     }
 

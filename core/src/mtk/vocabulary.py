@@ -1,0 +1,341 @@
+"""Merging models whose tokenizers differ: which row of an embedding is which token.
+
+A plan says, for every row of the result, which row of each model it is. A model that
+lacks a token gets the base's row for it; where the base lacks it too, the mean of the
+models that have it. So the task vector of a model that lacks a token is zero there, and
+an average is never drawn towards rows that nobody trained.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from mtk.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor
+
+    from mtk.adapters import Checkpoint
+    from mtk.declare import TensorInfo
+
+POLICIES = ("refuse", "base", "union")
+_MISSING = -1
+# Rows that follow each other in a file are read at once. Where more runs than this make
+# up a request, the whole memory-mapped tensor is indexed instead.
+_RUNS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """What a model's tokenizer and embeddings say.
+
+    Args:
+        tokens: token -> id.
+        rows: of the embeddings; often more than there are tokens.
+        tensors: names of the tensors with one row per token.
+    """
+
+    tokens: Mapping[str, int]
+    rows: int
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The rows of a merged vocabulary.
+
+    Args:
+        tokens: token -> id in the result.
+        rows: of the result's embeddings.
+        tensors: that have these rows.
+        maps: for each model, the row of its own for each row of the result, or -1.
+        added: tokens to append to the donor's tokenizer -> their ids.
+        base: the model, by number, that fills the gaps of the others.
+    """
+
+    tokens: Mapping[str, int]
+    rows: int
+    tensors: tuple[str, ...]
+    maps: tuple[Tensor, ...]
+    added: Mapping[str, int] = field(default_factory=dict)
+    base: int | None = None
+
+
+def plan(
+    vocabularies: Sequence[Vocabulary | None],
+    labels: Sequence[str],
+    *,
+    policy: str = "refuse",
+    base: int | None = None,
+    donor: Vocabulary | None = None,
+) -> Plan | None:
+    """How to bring several models to one vocabulary; None where nothing has to be done.
+
+    Args:
+        vocabularies: of the models, in the order of the merge. None where a model has no
+            tokenizer: it then cannot take part in ``base`` and ``union``.
+        labels: of the models, for messages.
+        policy: ``refuse`` any difference, take the donor's tokens (``base``), or those
+            and then everything that the others have besides (``union``).
+        base: number of the model that is the common starting model.
+        donor: gives order and ids; the base, or else the first model, when left out.
+
+    Raises:
+        CheckpointError: the vocabularies differ, or cannot be brought together.
+        UsageError: there is no such policy.
+    """
+    if policy not in POLICIES:
+        raise UsageError(
+            f"no vocabulary policy {policy!r}; choose one of {', '.join(POLICIES)}"
+        )
+    known = [
+        (vocabulary, label)
+        for vocabulary, label in zip(vocabularies, labels, strict=True)
+        if vocabulary is not None
+    ]
+    target = donor or vocabularies[base or 0]
+    if not known or target is None:
+        if policy == "refuse":
+            return None
+        raise _unknown(vocabularies, labels)
+    first = known[0]
+    if all(_equal(vocabulary, target) for vocabulary, _ in known):
+        return None
+    if policy == "refuse":
+        other = next((v, n) for v, n in known if not _equal(v, target))
+        reference = (target, "the donor" if donor else labels[base or 0])
+        raise CheckpointError(_difference(reference, other))
+    if len(known) < len(vocabularies):
+        raise _unknown(vocabularies, labels)
+    for vocabulary, label in known:
+        if vocabulary.tensors != first[0].tensors:
+            odd = min(set(vocabulary.tensors) ^ set(first[0].tensors))
+            raise CheckpointError(
+                f"{odd!r} has one row per token in only one of {first[1]} and {label}\n"
+                "Their vocabularies cannot be brought together"
+            )
+    models = [vocabulary for vocabulary, _ in known]
+    return _planned(models, target, union=policy == "union", base=base)
+
+
+def _unknown(
+    vocabularies: Sequence[Vocabulary | None], labels: Sequence[str]
+) -> CheckpointError:
+    lacking = [n for v, n in zip(vocabularies, labels, strict=True) if v is None]
+    who = lacking[0] if lacking else "the donor"
+    return CheckpointError(
+        f"{who} has no tokenizer files, so its tokens are not known\n"
+        "Only models with tokenizers can be merged under this vocabulary policy"
+    )
+
+
+def _equal(one: Vocabulary, two: Vocabulary) -> bool:
+    return one.rows == two.rows and one.tokens == two.tokens
+
+
+def _difference(one: tuple[Vocabulary, str], two: tuple[Vocabulary, str]) -> str:
+    (first, here), (second, there) = one, two
+    if first.tokens == second.tokens:
+        what = f"{first.rows} rows of embeddings in {here}, {second.rows} in {there}"
+    else:
+        ids = {**second.tokens, **first.tokens}  # in the order of the first one's ids
+        odd = min(
+            (t for t in ids if first.tokens.get(t) != second.tokens.get(t)),
+            key=lambda token: (ids[token], token),
+        )
+        places = [
+            f"the id {found.tokens[odd]} in {label}"
+            if odd in found.tokens
+            else f"none in {label}"
+            for found, label in (one, two)
+        ]
+        what = f"the token {odd!r} has {places[0]}, {places[1]}"
+    return f"vocabularies differ: {what}\nChoose --vocabulary base or union"
+
+
+def _planned(
+    models: Sequence[Vocabulary], donor: Vocabulary, *, union: bool, base: int | None
+) -> Plan:
+    """The result's tokens and, for each model, its rows."""
+    tokens = {t: n for t, n in donor.tokens.items() if n < donor.rows or union}
+    last = max(tokens.values(), default=-1)
+    added: dict[str, int] = {}
+    for model in models if union else ():
+        for token, number in sorted(model.tokens.items(), key=lambda pair: pair[1]):
+            if token not in tokens and number < model.rows:
+                last += 1
+                tokens[token] = added[token] = last
+    wanted = max(donor.rows, last + 1)
+    maps = [_rows(model, tokens, wanted) for model in models]
+    owned = torch.stack(maps).max(dim=0).values >= 0
+    named = torch.zeros(wanted, dtype=torch.bool)
+    named[list(tokens.values())] = True
+    lost = (named & ~owned).nonzero()
+    if len(lost):
+        token = next(t for t, n in tokens.items() if n == int(lost[0]))
+        raise CheckpointError(
+            f"no model has a row for the token {token!r} of the donor's tokenizer"
+        )
+    # Padding ends where no model has any; nothing would say what to put there.
+    gaps = (~owned).nonzero().flatten().tolist()
+    if gaps and gaps[0] < last:
+        raise CheckpointError(
+            f"no model has anything for row {gaps[0]} of the merged vocabulary, which is "
+            "no token"
+        )
+    rows = gaps[0] if gaps else wanted
+    return Plan(
+        tokens=tokens,
+        rows=rows,
+        tensors=models[0].tensors,
+        maps=tuple(found[:rows] for found in maps),
+        added=added,
+        base=base,
+    )
+
+
+def _rows(model: Vocabulary, tokens: Mapping[str, int], rows: int) -> Tensor:
+    """For each row of the result the row of a model; its padding stays where it is."""
+    found = torch.full((rows,), _MISSING, dtype=torch.int64)
+    named = torch.zeros(rows, dtype=torch.bool)
+    named[list(tokens.values())] = True
+    spare = torch.arange(min(rows, model.rows))
+    taken = torch.zeros(len(spare), dtype=torch.bool)
+    taken[[n for n in model.tokens.values() if n < len(spare)]] = True
+    spare = spare[~taken & ~named[: len(spare)]]
+    found[spare] = spare
+    shared = [
+        (number, model.tokens[token])
+        for token, number in tokens.items()
+        if model.tokens.get(token, model.rows) < model.rows
+    ]
+    if shared:
+        there, here = torch.tensor(shared).T
+        found[there] = here
+    return found
+
+
+class Rows:
+    """A model with the rows of a plan; its other tensors are as they are.
+
+    Args:
+        sources: all models of the plan, in its order.
+        index: of the model to present.
+        plan: says what its rows are.
+    """
+
+    def __init__(self, sources: Sequence[Checkpoint], index: int, plan: Plan) -> None:
+        self._sources, self._index, self._plan = list(sources), index, plan
+        source = sources[index]
+        self.label, self.kind = source.label, source.kind
+        if all(hasattr(each, "part") for each in sources):
+            self.part: Callable[[str, int, int], Tensor] = self._part
+
+    def names(self) -> Sequence[str]:
+        """Tensor names, sorted."""
+        return self._sources[self._index].names()
+
+    def info(self, name: str) -> TensorInfo:
+        """Shape, dtype and role of one tensor."""
+        info = self._sources[self._index].info(name)
+        if name not in self._plan.tensors:
+            return info
+        return replace(info, shape=(self._plan.rows, *info.shape[1:]))
+
+    def read(self, name: str) -> Tensor:
+        """A tensor; float32 where rows are means of several models' rows."""
+        if name not in self._plan.tensors:
+            return self._sources[self._index].read(name)
+        rows = self._block(name, 0, self._plan.rows)
+        return rows.view(self.info(name).shape)
+
+    def settle(self) -> None:
+        """Let the model settle the roles of its tensors, if it can."""
+        settle = getattr(self._sources[self._index], "settle", None)
+        if settle is not None:
+            settle()
+
+    def _part(self, name: str, start: int, end: int) -> Tensor:
+        if name not in self._plan.tensors:
+            part: Tensor = self._sources[self._index].part(name, start, end)  # type: ignore[attr-defined]
+            return part
+        width = _width(self.info(name))
+        first, last = start // width, -(-end // width)
+        block = self._block(name, first, last).view(-1)
+        return block[start - first * width : end - first * width]
+
+    def _block(self, name: str, first: int, last: int) -> Tensor:
+        """Rows ``first`` to ``last`` of the result, (rows, width)."""
+        own = self._plan.maps[self._index][first:last]
+        block = self._take(self._index, name, own)
+        for holders, rows in self._gaps(own, first).items():
+            numbers = torch.tensor(rows)
+            found = [
+                self._take(i, name, self._plan.maps[i][numbers + first])
+                for i in holders
+            ]
+            if len(found) == 1:
+                block[numbers] = found[0].to(block.dtype)
+                continue
+            wide = torch.promote_types(block.dtype, torch.float32)
+            mean = torch.stack([each.to(wide) for each in found]).mean(dim=0)
+            block = block.to(wide)
+            block[numbers] = mean
+        return block
+
+    def _gaps(self, own: Tensor, first: int) -> dict[tuple[int, ...], list[int]]:
+        """Models that fill a gap -> the rows they fill, counted from ``first``."""
+        gaps: dict[tuple[int, ...], list[int]] = {}
+        base = self._plan.base
+        for row in (own == _MISSING).nonzero().flatten().tolist():
+            holders = tuple(
+                i
+                for i, found in enumerate(self._plan.maps)
+                if found[first + row] != _MISSING
+            )
+            if base in holders:
+                holders = (base,)
+            gaps.setdefault(holders, []).append(row)
+        return gaps
+
+    def _take(self, index: int, name: str, rows: Tensor) -> Tensor:
+        """Rows of one model, (len(rows), width); zero where it has none."""
+        source = self._sources[index]
+        info = source.info(name)
+        width = _width(info)
+        there = (rows != _MISSING).nonzero().flatten()
+        runs = _runs(there.tolist(), rows[there].tolist())
+        if not hasattr(source, "part") or len(runs) > _RUNS:
+            whole = source.read(name).reshape(info.shape[0], width)
+            block = whole.new_zeros(len(rows), width)
+            block[there] = whole[rows[there]]
+            return block
+        parts = [
+            (place, source.part(name, row * width, (row + count) * width))
+            for place, row, count in runs
+        ]
+        dtype = parts[0][1].dtype if parts else getattr(torch, info.dtype)
+        block = torch.zeros(len(rows), width, dtype=dtype)
+        for place, part in parts:
+            block.view(-1)[place * width : place * width + len(part)] = part
+        return block
+
+
+def _width(info: TensorInfo) -> int:
+    return torch.Size(info.shape[1:]).numel()
+
+
+def _runs(places: Sequence[int], rows: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(place, row, count) of stretches in which both go up by one."""
+    runs: list[tuple[int, int, int]] = []
+    for place, row in zip(places, rows, strict=True):
+        if runs and (place, row) == (runs[-1][0] + runs[-1][2], sum(runs[-1][1:])):
+            runs[-1] = (*runs[-1][:2], runs[-1][2] + 1)
+        else:
+            runs.append((place, row, 1))
+    return runs

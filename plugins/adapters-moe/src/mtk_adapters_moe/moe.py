@@ -1,0 +1,102 @@
+"""The adapter: opening, describing and running mixtures of experts of transformers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mtk.adapters import Layout, Piece
+from mtk.errors import CheckpointError, UsageError, first_line
+from mtk_adapters_moe import folder, names
+from mtk_adapters_moe.adapting import adapt
+from mtk_adapters_moe.structures import open_view
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from mtk.adapters import Checkpoint
+    from mtk.checkpoint import SafetensorsCheckpoint
+    from mtk_adapters_moe.view import ExpertView
+
+__all__ = ["adapt", "build", "layout", "matches", "open"]
+
+
+def matches(path: Path) -> bool:
+    """Whether the folder's configuration counts experts and its tensors name them."""
+    if not path.is_dir() or not (path / folder.CONFIG).is_file():
+        return False
+    try:
+        config = folder.read_config(path)
+        return names.expert_count(config) is not None and names.known(
+            folder.tensor_names(path)
+        )
+    except CheckpointError:
+        return False  # the adapter of plain checkpoints says what is wrong
+
+
+def open(  # noqa: A001  the adapter contract names it so
+    path: Path,
+    *,
+    view: str = "experts",
+    base: Checkpoint | None = None,  # noqa: ARG001  for adapters that store differences
+) -> ExpertView | SafetensorsCheckpoint:
+    """Open a model expert by expert, or with its tensors as they are stored."""
+    if view == "experts":
+        return open_view(path)
+    if view != "tensors":
+        raise UsageError(
+            f"the adapter moe has no view {view!r}; write experts or tensors"
+        )
+    source = folder.open_weights(path)
+    source.kind = "moe"
+    return source
+
+
+def layout(path: Path) -> Layout:
+    """How the tensors of the view ``experts`` lie in the file, and what is beside it."""
+    opened = open_view(path)
+    moved = {
+        name: entry for name, entry in opened.entries.items() if name != entry.stored
+    }
+    return Layout(
+        family="transformers",
+        weights={"": folder.WEIGHTS},
+        files=folder.companions(path),
+        pieces={name: Piece(e.stored, e.start) for name, e in moved.items()},
+        stored={e.stored: opened.source.info(e.stored) for e in moved.values()},
+    )
+
+
+def build(path: Path) -> nn.Module:
+    """The model as transformers runs it, with every expert as a module of its own.
+
+    In evaluation mode, without gradients. Its parameters have the names of the view
+    ``experts``, but for models whose experts are stored transposed or have biases
+    (Llama 4, gpt-oss) and for those that call block or router otherwise (Granite, Phi):
+    there they keep what transformers calls them. Routers are modules of transformers, and
+    no hook can see them as linear layers.
+    """
+    import transformers
+
+    from mtk.live import expose_linears
+    from mtk_adapters_moe.linears import separate_experts
+
+    config = folder.read_config(path)
+    folder.weight_files(path)  # every shard lies inside the folder
+    classes = config.get("architectures") or [None]
+    model_class = getattr(transformers, str(classes[0]), None)
+    if model_class is None or not hasattr(model_class, "from_pretrained"):
+        raise CheckpointError(
+            f"{path}: transformers has no model class {classes[0]!r}, so the model cannot "
+            "be run\nCode from model folders is never run"
+        )
+    try:
+        model: nn.Module = model_class.from_pretrained(
+            path, dtype="auto", local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: transformers could not load it: {first_line(error)}"
+        ) from error
+    return expose_linears(separate_experts(model)).eval().requires_grad_(False)
