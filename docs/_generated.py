@@ -148,6 +148,7 @@ def declarations() -> None:
         mtk.Scan,
         mtk.Metric,
         mtk.Adapter,
+        mtk.RecipeFormat,
         mtk.Task,
         mtk.Track,
     ):

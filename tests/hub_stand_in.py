@@ -107,6 +107,7 @@ def large(path: str) -> bool:
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # heads and bodies are sent apart
 
     def log_message(self, *arguments) -> None:
         pass

@@ -259,10 +259,10 @@ def test_a_local_path_is_never_an_address(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_the_hint_says_how_to_ask_for_the_network() -> None:
-    line = hub.hint("org/name@v1")
+    empty, line = hub.hint("org/name@v1").split("\n")
+    assert empty == ""
     assert "--hub" in line
     assert "hf://org/name@v1" in line
-    assert "\n" not in line
     assert hub.hint("hf://org/name") == ""
 
 
@@ -606,7 +606,7 @@ def test_what_is_there_is_only_replaced_on_request(
     before = {**LLAMA, "model-00001-of-00001.safetensors": weights(7)}
     server.add("me/merged", before, private=True)
     folder = merged(tmp_path / "merged", {**LLAMA, "model.safetensors": weights(8)})
-    message = refused(lambda: push(folder, "me/merged"), "--overwrite", "me/merged")
+    message = refused(lambda: push(folder, "me/merged"), "overwrite=True", "me/merged")
     assert "nothing was uploaded" in message
     repo = server.repos["me/merged"]
     assert len(repo.commits) == 1
@@ -637,7 +637,7 @@ def test_a_branch_of_its_own(server, push, tmp_path: Path) -> None:
     assert address == f"{server.address}/me/merged/tree/ties-0.5"
     assert repo.branches["main"] == main
     assert repo.commits[repo.branches["ties-0.5"]] == stand_in.FIRST | contents(folder)
-    refused(lambda: push(folder, "me/merged@ties-0.5"), "--overwrite")
+    refused(lambda: push(folder, "me/merged@ties-0.5"), "overwrite=True")
 
 
 def test_who_may_not_write_writes_nothing(server, push, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import TYPE_CHECKING
 
 import pytest
@@ -102,3 +103,163 @@ def test_without_a_base_an_adapter_is_refused(folder: Path) -> None:
     assert outcome.exit_code == 2
     assert "base" in outcome.stderr
     assert len(outcome.stderr.splitlines()) <= 3
+
+
+@pytest.fixture
+def quiet():
+    """Libraries beneath us warn of things that are theirs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def command(*arguments: object):
+    result = CliRunner().invoke(cli, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def llama(folder: Path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=32,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    if not folder.exists():
+        model.save_pretrained(folder)
+    return model
+
+
+def trained(model, folder: Path, seed: int, **config) -> Path:
+    """An adapter as peft saves it, with random factors."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(seed)
+    made = peft.get_peft_model(
+        model, peft.LoraConfig(init_lora_weights=False, **config)
+    )
+    made.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_llama_and_its_adapters_become_a_llama(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    peft = pytest.importorskip("peft")
+    base = tmp_path / "base"
+    adapters = [
+        trained(llama(base), tmp_path / "0", 1, r=4, target_modules=["q_proj", "up_proj"]),
+        trained(llama(base), tmp_path / "1", 2, r=2, use_rslora=True, target_modules=["q_proj"]),
+    ]  # fmt: skip
+    out, given = tmp_path / "out", [f"--expert={path}" for path in adapters]
+    settings = ("--method", "task_arithmetic", "--param", "scale=0.5")
+    command("merge", *settings, "--base", base, *given, "--output", out)
+    dense, start = llama(base), llama(base).state_dict()
+    parts = [
+        peft.PeftModel.from_pretrained(llama(base), path).merge_and_unload().state_dict()
+        for path in adapters
+    ]  # fmt: skip
+    dense.load_state_dict(
+        {n: t + 0.5 * sum(p[n] - t for p in parts) for n, t in start.items()}
+    )
+    tokens = torch.arange(12)[None]
+    with torch.no_grad():
+        want = dense(tokens).logits
+        got = transformers.LlamaForCausalLM.from_pretrained(out).eval()(tokens).logits
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+    # Merged into an adapter instead, with the same weights, the model is the same.
+    pairs = [f"--adapter={path}" for path in adapters]
+    new = tmp_path / "new"
+    halves = ("--weight", 0.5, "--weight", 0.5)
+    command("merge-lora", *pairs, *halves, "--base", base, "-o", new)
+    with torch.no_grad():
+        loaded = peft.PeftModel.from_pretrained(llama(base), new).eval()
+        torch.testing.assert_close(loaded(tokens).logits, want, rtol=1e-3, atol=1e-4)
+    # And extracted from the merged model, it is found again.
+    found = tmp_path / "found"
+    command("extract-lora", "--base", base, out, "--rank", 6, "-o", found)
+    with torch.no_grad():
+        loaded = peft.PeftModel.from_pretrained(llama(base), found).eval()
+        torch.testing.assert_close(loaded(tokens).logits, want, rtol=1e-3, atol=1e-3)
+
+
+def pipeline():
+    diffusers = pytest.importorskip("diffusers")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8, layers_per_block=1, block_out_channels=(4, 8), norm_num_groups=2,
+        cross_attention_dim=8, attention_head_dim=2, use_linear_projection=True,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        addition_embed_type="text_time", addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=32,
+    )  # fmt: skip
+    config = transformers.CLIPTextConfig(
+        vocab_size=20, hidden_size=8, intermediate_size=12, num_hidden_layers=1,
+        num_attention_heads=2, projection_dim=8, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    return diffusers.StableDiffusionXLPipeline(
+        vae=None, tokenizer=None, tokenizer_2=None, unet=unet,
+        scheduler=diffusers.DDIMScheduler(),
+        text_encoder=transformers.CLIPTextModel(config),
+        text_encoder_2=transformers.CLIPTextModelWithProjection(config),
+    )  # fmt: skip
+
+
+# Kohya's name -> component and weight. Two names are those of the UNet's first release.
+KOHYA = {
+    "lora_unet_input_blocks_3_1_transformer_blocks_0_attn1_to_q":
+        ("unet", "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight"),
+    "lora_unet_middle_block_1_proj_in": ("unet", "mid_block.attentions.0.proj_in.weight"),
+    "lora_te1_text_model_encoder_layers_0_self_attn_v_proj":
+        ("text_encoder", "encoder.layers.0.self_attn.v_proj.weight"),
+    "lora_te2_text_model_encoder_layers_0_self_attn_q_proj":
+        ("text_encoder_2", "text_model.encoder.layers.0.self_attn.q_proj.weight"),
+}  # fmt: skip
+
+
+def load_pipeline(folder: Path):
+    import diffusers
+
+    absent = dict.fromkeys(("vae", "tokenizer", "tokenizer_2"))
+    return diffusers.StableDiffusionXLPipeline.from_pretrained(folder, **absent)
+
+
+def parts_of(pipe) -> dict[str, dict[str, torch.Tensor]]:
+    return {
+        part: getattr(pipe, part).state_dict()
+        for part in ("unet", "text_encoder", "text_encoder_2")
+    }
+
+
+@pytest.mark.usefixtures("quiet")
+def test_a_pipeline_and_a_kohya_file_become_a_pipeline(tmp_path: Path) -> None:
+    pipe, tensors = pipeline(), {}
+    pipe.save_pretrained(tmp_path / "pipe")
+    want = {p: {n: t.clone() for n, t in s.items()} for p, s in parts_of(pipe).items()}
+    for key, (part, name) in KOHYA.items():
+        d_out, d_in = want[part][name].shape
+        a, b = torch.randn(2, d_in), torch.randn(d_out, 2)
+        tensors |= {f"{key}.lora_down.weight": a, f"{key}.lora_up.weight": b}
+        tensors[f"{key}.alpha"] = torch.tensor(1.0)
+        want[part][name] += 0.8 * (1 / 2) * b @ a
+    file = tmp_path / "kohya.safetensors"
+    save_file(tensors, file)
+    given = ("--base", tmp_path / "pipe", "--method", "task_arithmetic")
+    out = tmp_path / "out"
+    command("merge", *given, "--expert", file, "--param", "scale=0.8", "--output", out)
+    loaded = load_pipeline(out)
+    for part, state in parts_of(loaded).items():
+        for name, tensor in state.items():
+            torch.testing.assert_close(tensor, want[part][name], rtol=1e-4, atol=1e-5)
+    new = tmp_path / "new"
+    command("merge-lora", "--adapter", file, "--weight", 0.8, "--base", tmp_path / "pipe", "-o", new)  # fmt: skip
+    again = load_pipeline(tmp_path / "pipe")
+    again.load_lora_weights(new)
+    again.fuse_lora(components=["unet", "text_encoder", "text_encoder_2"])
+    again.unload_lora_weights()
+    for part, state in parts_of(again).items():
+        for name, tensor in state.items():
+            torch.testing.assert_close(tensor, want[part][name], rtol=1e-4, atol=1e-5)

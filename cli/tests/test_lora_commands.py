@@ -288,6 +288,16 @@ def test_a_configuration_that_points_elsewhere_is_not_followed(work):
     assert config["base_model_name_or_path"] is None
 
 
+def test_adapters_that_name_different_bases_are_mentioned(work):
+    assert "bases" not in run(*TWO, "-o", "one").stderr
+    damage(work, base_model_name_or_path="/else\x1b[2Jwhere")
+    done = run(*TWO, "-o", "two")
+    assert done.exit_code == 0
+    assert "different bases" in done.stderr
+    assert "\x1b" not in done.stderr
+    assert run(*TWO, "-o", "three", "-q").stderr == ""
+
+
 def test_without_the_plugin_the_message_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mtk_adapters_lora", None)
     monkeypatch.chdir(tmp_path)

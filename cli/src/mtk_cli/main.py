@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 SECTIONS: dict[str, dict[str, str]] = {
     "Merge and judge": {
         "bench": "Score merging methods on a track, side by side.",
-        "merge": "Merge checkpoints into one file.",
+        "merge": "Merge checkpoints, by options or by a recipe.",
+        "merge-lora": "Merge LoRA adapters into one adapter.",
+        "extract-lora": "Turn a full fine-tune into a LoRA adapter.",
         "export": "Write the checkpoint of one task of a per-task result.",
         "inspect": "Look at an unfamiliar checkpoint.",
     },
@@ -42,7 +44,8 @@ SUMMARIES = {name: text for part in SECTIONS.values() for name, text in part.ite
 EXAMPLES = (
     "mtk bench",
     "mtk bench --method ties --method ./my_method.py",
-    "mtk merge --method average --expert A.safetensors --expert B.safetensors -o M.safetensors",
+    "mtk merge --method ties --base BASE --expert A --expert B -o MERGED",
+    "mtk merge recipe.toml MERGED",
     "mtk show ties",
 )
 MOST_LINES = 3

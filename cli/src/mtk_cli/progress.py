@@ -91,14 +91,26 @@ class MergeProgress:
         self._reporter.__exit__(kind, error, trace)
 
     def run(
-        self, request: dict[str, Any], target: Path | None, **options: Any
+        self,
+        request: dict[str, Any],
+        target: Path | None,
+        *,
+        public: bool = False,
+        **options: Any,
     ) -> Merged:
-        """Prepare and execute a merge, and say how far it is."""
+        """Prepare and execute a merge, and say how far it is.
+
+        ``public``: the result names no folder of this machine.
+        """
         from mtk.estimates import expected_bytes
         from mtk.merging import execute, prepare
 
         self._reporter("opening the models")
         plan = prepare(**request)
+        if public:
+            from mtk import provenance
+
+            plan = provenance.public(plan)
         self._total = sum(expected_bytes(part.job) for part in plan.parts)
         self._start = time.monotonic()
         return execute(plan, target, progress=self._add, **options)

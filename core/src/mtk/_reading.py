@@ -1,73 +1,155 @@
-"""Reading what a method gets: pieces or whole tensors, in the dtype of computation."""
+"""Reading what a method gets: spans or whole tensors, in the dtype of computation.
+
+Each thread reads into memory of its own and uses it again: fresh memory costs more than
+filling it.
+"""
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mtk._checks import finite
+from mtk._units import Span
 from mtk.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from torch import Tensor
 
+    from mtk._device import Lane
     from mtk.adapters import Checkpoint
 
-# Entries converted and looked at in one go; they stay in the second-level cache.
+# Entries of a whole tensor that are read and converted in one go: they stay in the
+# second-level cache.
 PIECE = 1 << 16
 
 
+class Meter:
+    """Tells how many bytes of inputs were read, one thread at a time."""
+
+    def __init__(self, progress: Callable[[int], None] | None) -> None:
+        self._progress, self._lock = progress, threading.Lock()
+
+    def add(self, count: int) -> None:
+        """Pass a count on."""
+        if self._progress is not None:
+            with self._lock:
+                self._progress(count)
+
+
+class Reader(threading.local):
+    """What one thread reads of the sources of a job.
+
+    Args:
+        lane: the way to the device, and its memory.
+        meter: counts what is read.
+        check: refuse NaN and infinity; off where every tensor was checked before.
+        fresh: give whole tensors in memory of their own, which a result may keep.
+    """
+
+    def __init__(
+        self, lane: Lane, meter: Meter, *, check: bool = True, fresh: bool = False
+    ) -> None:
+        self._lane, self._meter, self._check, self._fresh = lane, meter, check, fresh
+        self._last: dict[int, tuple[str, Tensor]] = {}
+
+    def flat(self, source: Checkpoint, spans: Sequence[Span]) -> Tensor:
+        """Numbers of one or several tensors, end to end; valid until the next call."""
+        if len(spans) == 1:
+            return self._numbers(source, spans[0])
+        sizes = [span.end - span.start for span in spans]
+        total: Tensor | None = None
+        start = 0
+        for span, size in zip(spans, sizes, strict=True):
+            numbers = self._numbers(source, span)
+            if total is None:
+                key = (id(source), "joined")
+                total = self._room(key, sum(sizes), numbers.dtype)
+            total[start : start + size] = numbers
+            start += size
+        assert total is not None
+        return total
+
+    def whole(self, source: Checkpoint, name: str) -> Tensor:
+        """A whole tensor, in its shape."""
+        info = source.info(name)
+        size = torch.Size(info.shape).numel()
+        span = Span(name, 0, size)
+        if size <= PIECE or not hasattr(source, "part"):
+            numbers = self._numbers(source, span)
+            return (numbers.clone() if self._fresh else numbers).view(info.shape)
+        wide = compute_dtype(getattr(torch, info.dtype))
+        key = (id(source), "whole")
+        tensor = (
+            torch.empty(size, dtype=wide)
+            if self._fresh
+            else self._room(key, size, wide)
+        )
+        for step in span.steps(PIECE):
+            tensor[step.start : step.end] = self._numbers(source, step)
+        return tensor.view(info.shape)
+
+    def raw(self, source: Checkpoint, span: Span) -> Tensor:
+        """A span as it is stored; valid until the next call."""
+        info = source.info(span.name)
+        dtype: torch.dtype = getattr(torch, info.dtype)
+        size = span.end - span.start
+        self._meter.add(size * dtype.itemsize)
+        if hasattr(source, "fill"):
+            room = self._lane.buffer((id(source), "raw"), size, dtype)
+            source.fill(span.name, span.start, room)
+            return room
+        if hasattr(source, "part"):
+            part: Tensor = source.part(span.name, span.start, span.end)
+            return part
+        name, flat = self._last.get(id(source), ("", None))
+        if name != span.name or flat is None:
+            flat = source.read(span.name).flatten()
+            self._last[id(source)] = span.name, flat
+        if span.end == len(flat):
+            del self._last[id(source)]
+        return flat[span.start : span.end]
+
+    def _numbers(self, source: Checkpoint, span: Span) -> Tensor:
+        """A span in the dtype of computation, on the device."""
+        raw = self._lane.up(self.raw(source, span), id(source))
+        wide = compute_dtype(raw.dtype)
+        if raw.dtype == wide:
+            numbers = raw
+        else:
+            numbers = self._room((id(source), "wide"), len(raw), wide).copy_(raw)
+        if self._check and not finite(numbers):
+            refuse(source, span.name)
+        return numbers
+
+    def _room(self, key: Any, size: int, dtype: torch.dtype) -> Tensor:
+        """Memory of the device."""
+        if self._lane.device.type != "cpu":
+            return torch.empty(size, dtype=dtype, device=self._lane.device)
+        return self._lane.buffer(key, size, dtype)
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for itself, float32 for everything else."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def read_whole(source: Checkpoint, name: str, scratch: Scratch | None = None) -> Tensor:
-    """A whole tensor, in the dtype of computation, in ``scratch`` where it is given."""
-    info = source.info(name)
-    dtype: torch.dtype = getattr(torch, info.dtype)
-    size = torch.Size(info.shape).numel()
-    if size <= PIECE or not hasattr(source, "part"):
-        return fit(source, name, read_part(source, name, 0, size)).view(info.shape)
-    tensor = (scratch or Scratch()).give(source, size, compute_dtype(dtype))
-    for start in range(0, size, PIECE):
-        end = min(start + PIECE, size)
-        tensor[start:end] = fit(source, name, read_part(source, name, start, end))
-    return tensor.view(info.shape)
-
-
-class Scratch(threading.local):
-    """Memory for the inputs of one call, used again by the next call of a thread.
-
-    Fresh memory for every large tensor costs more than filling it.
-    """
-
-    def __init__(self) -> None:
-        self._kept: dict[tuple[int, torch.dtype], Tensor] = {}
-
-    def give(self, source: Checkpoint, size: int, dtype: torch.dtype) -> Tensor:
-        """Room for ``size`` entries of one source."""
-        kept = self._kept.get((id(source), dtype))
-        if kept is None or len(kept) < size:
-            kept = torch.empty(size, dtype=dtype)
-            self._kept[id(source), dtype] = kept
-        return kept[:size]
-
-
-def read_part(source: Checkpoint, name: str, start: int, end: int) -> Tensor:
-    if hasattr(source, "part"):
-        part: Tensor = source.part(name, start, end)
-        return part
-    return source.read(name).flatten()[start:end]
-
-
-def fit(source: Checkpoint, name: str, tensor: Tensor) -> Tensor:
-    """The numbers in the dtype of computation, if they are numbers."""
+def read_all(source: Checkpoint, name: str) -> Tensor:
+    """A whole tensor in memory of its own, in the dtype of computation, checked."""
+    tensor = source.read(name)
     tensor = tensor.to(compute_dtype(tensor.dtype))
     if not finite(tensor):
-        raise CheckpointError(
-            f"{source.label}: {name!r} contains NaN or infinity\n"
-            "Nothing was merged; look at how that model was trained or converted"
-        )
+        refuse(source, name)
     return tensor
+
+
+def refuse(source: Checkpoint, name: str) -> None:
+    """Say that a tensor holds what no merge can use."""
+    raise CheckpointError(
+        f"{source.label}: {name!r} contains NaN or infinity\n"
+        "Nothing was merged; look at how that model was trained or converted"
+    )

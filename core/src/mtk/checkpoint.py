@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,7 @@ class SafetensorsCheckpoint:
         self._where: dict[str, Any] = {}
         self._places: dict[str, _Place] = {}
         self._infos: dict[str, TensorInfo] = {}
+        self._reader = _Reader()
         self.files = tuple(files)
         for file in self.files:
             self._add(file)
@@ -141,14 +143,20 @@ class SafetensorsCheckpoint:
         Pages of a memory map count as the process's memory until they are dropped;
         what is read here is gone with the tensor.
         """
+        tensor = torch.empty(end - start, dtype=getattr(torch, self._infos[name].dtype))
+        self.fill(name, start, tensor)
+        return tensor
+
+    def fill(self, name: str, start: int, room: Tensor) -> None:
+        """Read entries from ``start`` on into ``room``, until it is full."""
+        if not len(room):
+            return
         place = self._places.get(name)
         if place is None:
-            return self.read(name).flatten()[start:end].clone()
-        tensor = torch.empty(end - start, dtype=getattr(torch, self._infos[name].dtype))
-        if len(tensor):
-            view = memoryview(tensor.view(torch.uint8).numpy().data)
-            _fill(view, place, place.offset + start * tensor.element_size())
-        return tensor
+            room.copy_(self.read(name).flatten()[start : start + len(room)])
+            return
+        view = memoryview(room.view(torch.uint8).numpy().data)
+        self._reader.fill(view, place, place.offset + start * room.element_size())
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,21 +172,39 @@ def _state(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _fill(view: memoryview, place: _Place, offset: int) -> None:
-    """Read until ``view`` is full. Descriptors are not kept: shards may be many."""
-    try:
-        descriptor = os.open(place.file, os.O_RDONLY)
+class _Opened:
+    """An open file, closed when nobody uses it any more."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.descriptor = file, os.open(file, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        descriptor = getattr(self, "descriptor", None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+class _Reader(threading.local):
+    """The file that a thread read last stays open; not all, for shards may be many."""
+
+    def __init__(self) -> None:
+        self._opened: _Opened | None = None
+
+    def fill(self, view: memoryview, place: _Place, offset: int) -> None:
+        """Read until ``view`` is full."""
         try:
-            same, done = _state(os.fstat(descriptor)) == place.state, 0
+            if self._opened is None or self._opened.file != place.file:
+                self._opened = None
+                self._opened = _Opened(place.file)
+            descriptor, done = self._opened.descriptor, 0
+            same = _state(os.fstat(descriptor)) == place.state
             while same and done < len(view):
                 count = os.preadv(descriptor, [view[done:]], offset + done)
                 done, same = done + count, count > 0
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise CheckpointError(f"{place.file} could not be read: {error}") from error
-    if not same:
-        raise CheckpointError(f"{place.file} changed while it was being read")
+        except OSError as error:
+            raise CheckpointError(f"{place.file} could not be read: {error}") from error
+        if not same:
+            raise CheckpointError(f"{place.file} changed while it was being read")
 
 
 def _places(file: Path) -> dict[str, _Place]:

@@ -98,6 +98,8 @@ class Needs:
         statistics: names of statistics; each arrives under its name as a list with one
             entry per expert, ``None`` where the statistic does not reach a tensor.
         info: the :class:`TensorInfo` of the current tensor, as keyword ``info``.
+        roles: the result depends on the roles of tensors, so that the model's class is
+            asked for them where it can be had; else name and shape decide.
         data: ``unlabelled`` or ``labelled`` inputs (model scope only).
         split: the split those data and the statistics come from.
         gradients: differentiates through the merged model (model scope only).
@@ -110,6 +112,7 @@ class Needs:
     experts: tuple[int, int | None] = (1, None)
     statistics: tuple[str, ...] = ()
     info: bool = False
+    roles: bool = False
     data: Literal["none", "unlabelled", "labelled"] = "none"
     split: Literal["train", "validation", "test_time"] = "validation"
     gradients: bool = False
@@ -142,12 +145,31 @@ class Scan:
 
     The target gets what the method's own target gets, and returns a dict of numbers
     or tensors. Equal keys are added up over the tensors; the sums reach later scans and
-    the merge as ``summary``. With ``when``, the scan runs only if each named parameter
-    has one of the given values.
+    the merge as ``summary``.
+
+    Args:
+        target: ``"package.module:function"`` or a function.
+        when: the scan runs only if each named parameter has one of the given values.
+        same: parameters that must be the same for all tensors if this scan runs.
+        slices: what one call may see. Nothing: a whole tensor; ``tensor``: any flat
+            slice of one; ``model``: several tensors end to end as well, with the
+            ``info`` of the first. The method itself is given slices where all scans
+            that run allow it, and one is declared that does.
+        each: the sums are kept apart for each tensor, and only calls for that tensor
+            see them.
+        finish: target that is called once with the sums as ``summary`` and the
+            parameters; the dict it returns takes the place of the sums.
+        needed: target that is called with the parameters; the scan runs, and reads its
+            tensors, only if it gives True.
     """
 
     target: Any
     when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    same: tuple[str, ...] = ()
+    slices: Literal["", "tensor", "model"] = ""
+    each: bool = False
+    finish: Any = None
+    needed: Any = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,33 @@ def check_target(
         raise UsageError(f"the folder {path.parent} does not exist")
 
 
+def belongs(folder: Path, file: Path) -> bool:
+    """Whether a path is a plain file of its folder.
+
+    A link may lead to another file of the folder, or, in the cache of the Hub, from
+    ``REPOSITORY/snapshots/REVISION/...`` to ``REPOSITORY/blobs/HASH``; nowhere else.
+    """
+    try:
+        real = file.resolve(strict=True)
+    except (OSError, RuntimeError):  # dangling, or a circle of links
+        return False
+    if not real.is_file():
+        return False
+    place = folder.absolute()
+    blobs = [
+        above.parent.resolve() / "blobs"
+        for above in (place, *place.parents)
+        if above.name == "snapshots"
+    ]
+    return real.is_relative_to(place.resolve()) or real.parent in blobs
+
+
+def state_of(file: Path) -> tuple[int, ...]:
+    """What tells that a file is still the one that was opened."""
+    status = file.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def replace_file(path: Path, write: Iterable[bytes | memoryview]) -> None:
     """Write chunks, one after the other, into a file that appears when it is complete."""
     offset = 0

@@ -59,10 +59,10 @@ def is_hub_id(text: str) -> bool:
 
 
 def hint(text: str) -> str:
-    """What to add to the message for a missing path; empty where it is no Hub id."""
+    """A line to append to the message for a missing path; empty if it is no Hub id."""
     if text.startswith(SCHEME) or not is_hub_id(text):
         return ""
-    return f"If it is a model on the Hub, add --hub or write {SCHEME}{text}"
+    return f"\nIf it is a model on the Hub, add --hub or write {SCHEME}{text}"
 
 
 def _split(text: str) -> tuple[str, str | None] | None:
@@ -159,7 +159,8 @@ def push(
         overwrite: replace what a repository holds.
 
     Raises:
-        UsageError: whatever stands in the way; nothing was changed in the repository.
+        UsageError: whatever stands in the way. The branch is as it was, unless the
+            message says that something did not arrive.
     """
     name, at = _address(repo)
     if "/" not in name:
@@ -238,7 +239,7 @@ def _ready(
     if private and info.private is False:
         raise UsageError(
             f"{repo} exists and is public; nothing was uploaded\n"
-            "Say that the merge may be public, or push to another name"
+            "Make it private, or push to another name; in Python: private=False"
         )
     if branch:
         try:
@@ -250,7 +251,7 @@ def _ready(
     if old - {".gitattributes"} and not overwrite:
         raise UsageError(
             f"{repo} holds {len(old)} files already; nothing was uploaded\n"
-            "Push to another name or branch, or add --overwrite to replace them"
+            f"Push to a branch ({repo}@NAME) or elsewhere; in Python: overwrite=True"
         )
     return info.sha, old
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import resource
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
+
+from mtk._libc import release_freed_memory
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -37,7 +37,7 @@ class Measure:
     peak_bytes: int = 0
 
     def __enter__(self) -> Self:
-        _release_free_memory()
+        release_freed_memory()
         try:
             _CLEAR.write_text("5")
         except OSError:
@@ -56,12 +56,6 @@ class Measure:
         self.seconds = time.perf_counter() - self._start
         peak = _status("VmHWM:") or _peak_ever()
         self.peak_bytes = max(0, peak - self._before)
-
-
-def _release_free_memory() -> None:
-    """Give freed memory back, so that using it again is seen as growth (glibc only)."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _peak_ever() -> int:

@@ -223,14 +223,10 @@ def execute(
     """
     from mtk.engine import run
     from mtk.measure import Measure
-    from mtk.results import Merged
 
     if not isinstance(plan, Plan):
         plan = _of_job(plan)
-    first = plan.parts[0].job
-    merged = Merged(
-        method=first.method, params=dict(first.params), notes=list(plan.notes)
-    )
+    merged = _empty(plan)
     given = {"device": (device, "cpu"), "progress": (progress, None)}
     options = {name: value for name, (value, usual) in given.items() if value != usual}
     import inspect  # TEMPORARY until the engine takes them
@@ -254,6 +250,22 @@ def execute(
         measured.seconds,
         measured.peak_bytes,
     )
+    return merged
+
+
+def _empty(plan: Plan) -> Merged:
+    from mtk.results import Merged
+
+    first = plan.parts[0].job
+    merged = Merged(
+        method=first.method,
+        params=dict(first.params),
+        notes=list(plan.notes),
+        donor=plan.donor,
+    )
+    for part in plan.parts:
+        name = part.job.method.name
+        merged.parts[name] = merged.parts.get(name, 0) + len(part.names)
     return merged
 
 

@@ -30,7 +30,7 @@ class Input:
         name: as the user gave it.
         path: the file or folder; None for a model in memory.
         target: the adapter that opened it; None for a model in memory.
-        revision: the commit of a repository it was downloaded from.
+        origin: the address and commit it was downloaded from.
         computed: an earlier stage of a recipe; ``path`` is then only its name.
     """
 
@@ -38,7 +38,7 @@ class Input:
     checkpoint: Checkpoint
     path: Path | None = None
     target: Any = None
-    revision: str = ""
+    origin: str = ""
     computed: bool = False
 
     def layout(self) -> Layout:
@@ -94,7 +94,7 @@ def open_input(
         return Input(name=label, checkpoint=StateDict(model, label))
     if not isinstance(model, str | Path):
         return Input(name=label, checkpoint=model)
-    path, revision = locate(str(model), label, hub=hub)
+    path, origin = locate(str(model), label, hub=hub)
     # Plain checkpoints come last: a folder of an adapter holds safetensors files as well.
     for provided in sorted(registry.adapters, key=lambda p: p.item.kind == "full"):
         target = resolve(provided.item.target)
@@ -104,7 +104,7 @@ def open_input(
                 checkpoint=target.open(path, view=provided.item.views[0], base=base),
                 path=path,
                 target=target,
-                revision=revision,
+                origin=origin,
             )
     known = ", ".join(provided.item.name for provided in registry.adapters) or "none"
     raise CheckpointError(
@@ -114,7 +114,7 @@ def open_input(
 
 
 def locate(model: str, label: str, *, hub: bool = False) -> tuple[Path, str]:
-    """The local path of a model, and the commit it was downloaded from, if it was."""
+    """The local path of a model, and the address it was downloaded from, if it was."""
     from mtk.folders import check_manifest
 
     path = Path(model)
@@ -126,7 +126,8 @@ def locate(model: str, label: str, *, hub: bool = False) -> tuple[Path, str]:
 
     if is_hub_id(model) and (hub or model.startswith("hf://")):
         fetched = fetch(model)
-        return fetched.path, fetched.revision
+        check_manifest(fetched.path)
+        return fetched.path, fetched.origin
     raise CheckpointError(f"{label}: no such file or folder: {model}{hint(model)}")
 
 

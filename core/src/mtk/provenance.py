@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import platform
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mtk
@@ -22,9 +24,8 @@ from mtk.shards import indexes, open_weights, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
-
     from mtk.merging import Plan
+    from mtk.recipes import Recipe, Source
     from mtk.shards import Shard, Weights
 
 FORMAT = 1
@@ -67,13 +68,56 @@ def write_folder(
         write_manifest(folder, record(plan, inputs))
 
 
+def public(plan: Plan) -> Plan:
+    """The plan, named without the folders of this machine, for a result that is shared."""
+
+    def short(text: str) -> str:
+        return Path(text).name if Path(text).is_absolute() else text
+
+    def source(item: Source | None) -> Source | None:
+        if item is None:
+            return None
+        adapter = item.adapter and short(item.adapter)
+        return replace(item, path=short(item.path), adapter=adapter)
+
+    def recipe(item: Recipe) -> Recipe:
+        return replace(
+            item,
+            base=source(item.base),
+            experts=tuple(filter(None, map(source, item.experts))),
+            donor=item.donor and short(item.donor),
+            tokenizer=short(item.tokenizer),
+            slabs=tuple(
+                replace(
+                    slab,
+                    base=source(slab.base),
+                    sources=tuple(
+                        (replace(s, path=short(s.path)), start, end)
+                        for s, start, end in slab.sources
+                    ),
+                )
+                for slab in item.slabs
+            ),
+            stages=tuple(map(recipe, item.stages)),
+        )
+
+    return replace(
+        plan,
+        recipe=recipe(plan.recipe),
+        donor=short(plan.donor),
+        inputs={
+            name: replace(item, name=short(item.name))
+            for name, item in plan.inputs.items()
+        },
+    )
+
+
 def _inputs(plan: Plan) -> list[dict[str, Any]]:
     """Every model that was read, with the hashes of its files."""
     return [
         {
             "name": item.name,
-            "path": None if item.path is None else str(item.path.resolve()),
-            "revision": item.revision or None,
+            "origin": item.origin or None,
             "files": hashes(
                 {
                     str(
@@ -162,7 +206,7 @@ def card(plan: Plan, inputs: Sequence[Mapping[str, Any]]) -> str:
     ]
     for item in inputs:
         first = next(iter(item["files"].values()), {"sha256": "in memory"})
-        name = item["name"] + (f" @ {item['revision']}" if item["revision"] else "")
+        name = item["origin"] or item["name"]
         lines.append(f"| `{name}` | {len(item['files'])} | `{first['sha256']}` |")
     lines += ["", "## Recipe", "", "```toml", dump(plan.recipe).strip(), "```", ""]
     if plan.notes:

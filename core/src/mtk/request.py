@@ -142,6 +142,9 @@ class Request:
         made = parts(self.recipe, find, models, slabs, **given)
         for part in made:
             job = part.job
+            if job.method.needs.roles:
+                for source in job.sources:
+                    getattr(source, "settle", lambda: None)()
             check_needs(job.method, job.experts, job.base, job.tasks)
         return made
 

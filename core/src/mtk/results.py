@@ -66,6 +66,8 @@ class Merged:
         dtypes: per_task: tensor name -> dtype of a decoded tensor.
         path: where a static result was written instead of being kept in memory.
         notes: what was decided on the way, for the user to know.
+        parts: methods of a recipe -> how many tensors each merged.
+        donor: the model that gave layout, config and tokenizer.
     """
 
     method: Method
@@ -78,6 +80,8 @@ class Merged:
     report: Report = field(default_factory=Report)
     path: Path | None = None
     notes: list[str] = field(default_factory=list)
+    parts: dict[str, int] = field(default_factory=dict)
+    donor: str = ""
 
     def metadata(self) -> dict[str, str]:
         """What a merged file says about itself in its header."""

@@ -197,9 +197,7 @@ class Opener:
     def _donor(self) -> Input:
         recipe = self._recipe
         name = recipe.donor or self._first().path
-        if name == "base":
-            if recipe.base is None:
-                raise UsageError("the donor is 'base', but there is no base")
+        if name == "base" and recipe.base is not None:
             name = recipe.base.path
         return self._input(name, "donor", None)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mtk._libc import reserve
 from mtk.checkpoint import CODES
 from mtk.errors import CheckpointError
 from mtk.files import replace_file, replacing, write_at
@@ -85,6 +86,7 @@ class Output:
             self._places[info.name] = end, _width(info)
             end += _width(info) * torch.Size(info.shape).numel()
         self._missing = end - len(header)
+        reserve(descriptor, end)
         write_at(descriptor, memoryview(header), 0)
 
     def put(self, name: str, start: int, tensor: Tensor) -> None:

@@ -16,15 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TENSORS = {f"t{i}": torch.full((2,), float(i)) for i in range(4)}
-CONFIG = {
-    "embed_dim": 16,
-    "vision_cfg": {
-        "image_size": 16, "patch_size": 8, "width": 16, "layers": 2, "head_width": 8,
-    },
-    "text_cfg": {
-        "context_length": 8, "vocab_size": 32, "width": 16, "heads": 2, "layers": 1,
-    },
-}  # fmt: skip
 
 
 def test_the_declaration_names_what_it_opens() -> None:
@@ -92,20 +83,6 @@ def test_a_damaged_index_is_refused(tmp_path: Path) -> None:
         (tmp_path / "model.safetensors.index.json").write_text(text)
         with pytest.raises(CheckpointError, match="index"):
             full.open(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory):
-    """An open_clip folder, and the model it was saved from."""
-    import open_clip
-
-    torch.manual_seed(0)
-    model = open_clip.CLIP(**CONFIG).eval()
-    folder = tmp_path_factory.mktemp("clip")
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    text = {"model_cfg": CONFIG, "preprocess_cfg": {}}
-    (folder / "open_clip_config.json").write_text(json.dumps(text))
-    return folder, model
 
 
 def test_an_open_clip_folder_is_opened_and_built(clip) -> None:

@@ -46,6 +46,15 @@ def gpt2() -> Any:
     return transformers.GPT2LMHeadModel(config).eval()
 
 
+def bert() -> Any:
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=16, num_labels=3,
+    )  # fmt: skip
+    return transformers.BertForSequenceClassification(config).eval()
+
+
 def trained(make: Any, folder: Path, seed: int = 1, **config: Any) -> Path:
     """An adapter as peft saves it, with random factors."""
     settings = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "up_proj"]}
@@ -88,7 +97,14 @@ CONFIGS: list[tuple[Any, dict]] = [
     (llama, {"use_rslora": True}),
     (llama, {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {r"layers\.1\.self_attn.q_proj": 9}}),
     (llama, {"use_dora": True}),
+    (llama, {"use_dora": True, "use_rslora": True, "rank_pattern": {"up_proj": 3}}),
+    (llama, {"use_rslora": True, "rank_pattern": {r"layers\.0.*up_proj": 1, "up_proj": 3},
+             "alpha_pattern": {"q_proj": 2, r"1\..*up_proj": 5}}),
     (llama, {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
+    (llama, {"target_modules": ["embed_tokens"], "use_rslora": True, "lora_alpha": 3}),
+    (bert, {"target_modules": ["query", "word_embeddings"], "modules_to_save": ["classifier"],
+            "bias": "all", "task_type": "SEQ_CLS"}),
+    (bert, {"target_modules": ["query", "dense"], "lora_bias": True, "use_rslora": True}),
     (llama, {"modules_to_save": ["lm_head"]}),
     (gpt2, {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
     (gpt2, {"target_modules": ["c_attn"], "fan_in_fan_out": True, "bias": "lora_only"}),
@@ -111,11 +127,14 @@ def test_products_are_what_peft_merges(make: Any, config: dict, tmp_path: Path) 
             assert opened.read(name).data_ptr() == source.read(name).data_ptr()
 
 
-@pytest.mark.parametrize(("make", "config"), [CONFIGS[i] for i in (0, 1, 4, 6)])
+PLAIN = [c for c in CONFIGS if not {"use_dora", "bias", "lora_bias", "modules_to_save"} & set(c[1])]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "config"), PLAIN)
 def test_peft_loads_a_combination(make: Any, config: dict, tmp_path: Path) -> None:
     paths = [
         trained(make, tmp_path / "1", 1, **config),
-        trained(make, tmp_path / "2", 2, **(config | {"r": 2})),
+        trained(make, tmp_path / "2", 2, **(config | {"r": 2, "rank_pattern": {}})),
     ]
     for kind, rank in (("cat", None), ("svd", 6)):
         new = combine(paths, combination=kind, rank=rank, base=base_of(make))
@@ -136,6 +155,28 @@ def test_peft_loads_unequal_ranks_without_missing_keys(tmp_path: Path) -> None:
     want, got = merged_by_peft(llama, *paths), merged_by_peft(llama, folder)
     for name, tensor in want.items():
         torch.testing.assert_close(got[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_the_logits_of_a_loaded_combination_are_those_of_the_dense_sum(
+    tmp_path: Path,
+) -> None:
+    more = {"r": 3, "use_rslora": True, "target_modules": ["q_proj", "lm_head"]}
+    paths = [trained(llama, tmp_path / "1"), trained(llama, tmp_path / "2", 2, **more)]
+    base = llama().state_dict()
+    one, two = (merged_by_peft(llama, path) for path in paths)
+    dense = llama()
+    dense.load_state_dict(
+        {n: t + 0.7 * (one[n] - t) - 0.4 * (two[n] - t) for n, t in base.items()}
+    )
+    new = combine(paths, [0.7, -0.4], base=base_of(llama))
+    folder = new.save(tmp_path / "new")
+    loaded = peft.PeftModel.from_pretrained(llama(), folder).eval()
+    tokens = torch.arange(12)[None]
+    with torch.no_grad():
+        want, got = dense(tokens).logits, loaded(tokens).logits
+        before = llama()(tokens).logits
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+    assert (want - before).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("kind", ["linear", "ties", "magnitude_prune_svd", "ties_svd"])

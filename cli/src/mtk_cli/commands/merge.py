@@ -132,8 +132,8 @@ def command(
     that no --only pattern fits come from the base, or else from the first expert.
     """
     target = _target(recipe, out, output, dry_run=dry_run)
-    if push is not None and (target is None or target.suffix == ".safetensors"):
-        raise UsageError("--push uploads a folder: give a folder as the output")
+    if push is not None:
+        _check_push(push, target)
     request: dict[str, Any] = {key: value for key, value in given.items() if value}
     own = {
         "method": method,
@@ -159,7 +159,9 @@ def command(
 
         return rehearse(request, workers=workers, as_json=as_json, quiet=quiet)
     with MergeProgress(quiet=quiet or as_json) as progress:
-        merged = progress.run(request, target, workers=workers, device=device)
+        merged = progress.run(
+            request, target, public=bool(push), workers=workers, device=device
+        )
     for note in [] if quiet else merged.notes:
         render.note(note)
     address = _push(push, target) if push and target else None
@@ -205,6 +207,16 @@ def _target(
     return target
 
 
+def _check_push(repo: str, target: Path | None) -> None:
+    """Refuse before the merge what could not be uploaded after it."""
+    from mtk.hub import is_hub_id
+
+    if target is None or target.suffix == ".safetensors":
+        raise UsageError("--push uploads a folder: give a folder as the output")
+    if not is_hub_id(repo):
+        raise UsageError(f"--push {repo}: write OWNER/NAME, a repository of the Hub")
+
+
 def _push(repo: str, folder: Path) -> str:
     from mtk.hub import push
 
@@ -246,6 +258,8 @@ def _as_json(merged: Merged) -> dict[str, Any]:
         "path": merged.path,
         "bytes": _bytes(merged.path),
         "notes": merged.notes,
+        "donor": merged.donor,
+        "parts": merged.parts,
         "added_bytes": merged.added_bytes(),
         "seconds": report.seconds,
         "peak_bytes": report.peak_bytes,
@@ -271,7 +285,14 @@ def _write_result(merged: Merged) -> None:
         f"{path}: {written}, {report.seconds:.2f} s, "
         f"peak memory {render.size(report.peak_bytes)}"
     )
-    render.line(f"{merged.method.name} {render.pairs(merged.params)}".rstrip())
+    if len(merged.parts) > 1:
+        render.line(
+            ", ".join(f"{name} ({n} tensors)" for name, n in merged.parts.items())
+        )
+    else:
+        render.line(f"{merged.method.name} {render.pairs(merged.params)}".rstrip())
+    if path and path.is_dir():
+        render.line(f"config and tokenizer of {merged.donor}")
     for name, twin in report.tied.items():
         render.line(f"tied: {name} is the same tensor as {twin}, and was merged once")
     for statistic, names in report.without_statistic.items():

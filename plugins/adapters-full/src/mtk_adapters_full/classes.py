@@ -8,7 +8,7 @@ nothing that a config names is opened.
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mtk.adapters import Checkpoint
+
+T = TypeVar("T")
 
 
 def family_of(folder: Path, stem: str) -> str:
@@ -71,7 +73,7 @@ def run_model(folder: Path, family: str, source: Checkpoint) -> nn.Module:
             return _transformers_with(folder, weights)
         model = _MAKERS[family](folder).float()
         if family == "diffusers":
-            weights = _current_names(model, weights)
+            weights = current_names(model, weights)
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
@@ -174,14 +176,12 @@ def _diffusers(folder: Path) -> nn.Module:
     return made
 
 
-def _current_names(
-    model: Any, weights: dict[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """Names of attention layers as they are today, where a file has those of 2022."""
-    convert = getattr(model, "_convert_deprecated_attention_blocks", None)
-    if convert is not None:
-        convert(weights)
-    return weights
+def current_names(model: Any, tensors: dict[str, T]) -> dict[str, T]:
+    """Names of attention layers as diffusers has them today, from those of 2022."""
+    rename = getattr(model, "_fix_state_dict_keys_on_load", None)
+    if rename is not None:
+        rename(tensors)
+    return tensors
 
 
 def _open_clip(folder: Path) -> nn.Module:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from mtk_adapters_full.classes import empty_model, family_of
+from mtk_adapters_full.classes import current_names, empty_model, family_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -104,12 +104,13 @@ def _role(module: nn.Module, path: str, last: str, *, is_head: bool) -> tuple[st
 def _class_names(model: Any, names: Iterable[str]) -> dict[str, str]:
     """Name in the file -> name in the class, for the tensors that the class has.
 
-    Files may leave the prefix of the inner model out, and transformers renames parts of
-    old files when it loads them; it is asked for what it does.
+    Files may leave the prefix of the inner model out, and libraries rename parts of old
+    files when they load them; they are asked for what they do.
     """
     there = dict(model.state_dict())
-    found = {name: name for name in names if name in there}
-    missing = [name for name in names if name not in there]
+    today = current_names(model, {name: name for name in names})
+    found = {name: new for new, name in today.items() if new in there}
+    missing = [name for new, name in today.items() if new not in there]
     if not missing or not hasattr(model, "base_model_prefix"):
         return found
     from transformers.conversion_mapping import get_model_conversion_mapping

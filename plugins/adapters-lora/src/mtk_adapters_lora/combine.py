@@ -21,7 +21,12 @@ from typing import TYPE_CHECKING, Any
 from mtk.errors import ParameterError, UsageError
 from mtk_adapters_lora.operations import combine_module, cross_terms
 from mtk_adapters_lora.result import NewAdapter
-from mtk_adapters_lora.sources import Source, check_sources, open_sources
+from mtk_adapters_lora.sources import (
+    Source,
+    check_sources,
+    open_sources,
+    other_bases,
+)
 from mtk_adapters_lora.sparsify import BASE_TYPES
 
 if TYPE_CHECKING:
@@ -102,7 +107,7 @@ class Combination:
             updates[name] = combine_module(
                 name, having, self.kind, rank=self.rank, **self.settings
             )
-        notes = []
+        notes = other_bases(self.sources)
         if self.kind in BASE_TYPES and len(self.sources) > 1:
             notes.append(cross_terms(updates, self.sources))
         made = {

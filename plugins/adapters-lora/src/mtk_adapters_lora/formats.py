@@ -98,10 +98,32 @@ def _peft(
         format="peft",
         source=source,
         modules=built,
-        whole={_plain(key): key for key in rest},
+        whole=_whole(source, label, rest),
         fan_in_fan_out=bool(config.get("fan_in_fan_out")),
         config=config,
     )
+
+
+def _whole(
+    source: SafetensorsCheckpoint, label: str, keys: list[str]
+) -> dict[str, str]:
+    """Parameter of the base -> key of the tensor that replaces it.
+
+    With ``bias="all"``, peft writes the biases of ``modules_to_save`` under three names:
+    the module's own, that of the trained copy, and that of the original beneath it.
+    """
+    whole: dict[str, str] = {}
+    for key in keys:
+        name = _plain(key)
+        if ".original_module." in name:
+            continue
+        name = name.replace(".modules_to_save.", ".")
+        twin = whole.setdefault(name, key)
+        if twin != key and not source.read(key).equal(source.read(twin)):
+            raise CheckpointError(
+                f"{label}: {key!r} and {twin!r} differ, and both replace {name!r}"
+            )
+    return whole
 
 
 def _plain(name: str) -> str:

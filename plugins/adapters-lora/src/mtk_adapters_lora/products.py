@@ -47,7 +47,14 @@ def place_modules(adapter: LoraAdapter, base: Checkpoint) -> dict[str, Placed]:
         name: _orientations(adapter, module, base.info(where[name]))
         for name, module in adapter.modules.items()
     }
-    clear = {way[0] for name, way in ways.items() if len(way) == 1}
+    # Embeddings and convolutions say nothing about how linear layers are stored.
+    clear = {
+        way[0]
+        for name, way in ways.items()
+        if len(way) == 1
+        and adapter.modules[name].kind == "linear"
+        and len(base.info(where[name]).shape) == 2
+    }
     result = {}
     for name, module in adapter.modules.items():
         way = ways[name]

@@ -27,6 +27,8 @@ _TASK_TYPES = {
     "SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION",
 }  # fmt: skip
 
+_MOST_SHOWN = 80  # of a name that a stranger wrote
+
 
 @dataclass(slots=True, kw_only=True)
 class Source:
@@ -231,3 +233,13 @@ def _check_plain(adapter: LoraAdapter) -> None:
             f"{adapter.label}: {min(adapter.whole)!r} is stored whole, and factors cannot "
             "hold it\nMerge it into its base, or give base= if it only repeats the base's"
         )
+
+
+def other_bases(sources: Sequence[Source]) -> list[str]:
+    """A note where the configurations name unlike bases. The names are not followed."""
+    given = [source.adapter.config.get("base_model_name_or_path") for source in sources]
+    names = sorted({name for name in given if isinstance(name, str) and name})
+    if len(names) < 2:
+        return []
+    shown = " and ".join(repr(name[:_MOST_SHOWN]) for name in names[:2])
+    return [f"the adapters name different bases, {shown}; their shapes fit"]

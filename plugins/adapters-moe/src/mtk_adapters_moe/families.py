@@ -192,6 +192,12 @@ def moe_config(
             f"{first_line(error)}"
         ) from error
     config = {**fields, **config, family.count: own[family.count]}
+    config["architectures"] = [family.model_class]
+    return _finished(config)
+
+
+def _finished(config: dict[str, Any]) -> dict[str, Any]:
+    """Without what means nothing here, and with RoPE where old versions look for it."""
     for key in ("_name_or_path", "id2label", "label2id"):
         config.pop(key, None)
     if config.get("head_dim", 0) is None:
@@ -199,13 +205,12 @@ def moe_config(
     if "sliding_window" in config:
         config["sliding_window"] = None
     rope = config.get("rope_parameters") or {}
-    if "rope_theta" in rope:  # where versions before 5 look for it
+    if "rope_theta" in rope:
         config["rope_theta"] = rope["rope_theta"]
         if rope.get("rope_type", "default") != "default":
             config["rope_scaling"] = {
-                k: v for k, v in rope.items() if k != "rope_theta"
+                key: value for key, value in rope.items() if key != "rope_theta"
             }
-    config["architectures"] = [family.model_class]
     return config
 
 

@@ -18,6 +18,7 @@ from mtk.folders import (
     put_file,
     write_manifest,
 )
+from mtk.provenance import FORMAT
 from mtk.shards import indexes, open_weights, order, plan, size_of
 from mtk_adapters_moe import folder
 
@@ -59,10 +60,10 @@ def write_model(
         put_file(partial, CARD, _card(record, inputs, warnings).encode())
         manifest = {
             "mtk": mtk.__version__,
-            "command": "upcycle",
-            **record,
+            "format": FORMAT,
+            "upcycle": dict(record),
             "warnings": list(warnings),
-            "inputs": hashes(_input_files(inputs)),
+            "inputs": [_input(place) for place in inputs],
         }
         write_manifest(partial, manifest)
     return size
@@ -84,8 +85,13 @@ def _fitting(name: str, tensor: Tensor, info: TensorInfo) -> Tensor:
     return cast
 
 
-def _input_files(inputs: Sequence[Path]) -> dict[str, Path]:
-    return {str(f): f for place in inputs for f in folder.weight_files(place)}
+def _input(place: Path) -> dict[str, Any]:
+    files = {file.name: file for file in folder.weight_files(place)}
+    return {
+        "name": place.name,
+        "path": str(place.resolve()),
+        "files": hashes({folder.CONFIG: place / folder.CONFIG, **files}),
+    }
 
 
 def _card(

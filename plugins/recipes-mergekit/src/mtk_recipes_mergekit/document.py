@@ -22,10 +22,13 @@ MOST_BYTES = 1_000_000
 # Recipes have some hundreds of nodes; PyYAML makes about ten thousand in a second.
 MOST_NODES = 20_000
 MOST_DEPTH = 24
-_SCALARS = {
-    f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str")
+_TAG = "tag:yaml.org,2002:"
+_ALLOWED = {
+    "scalar": {_TAG + name for name in ("null", "bool", "int", "float", "str")},
+    "sequence": {_TAG + "seq"},
+    "mapping": {_TAG + "map"},
 }
-_MERGE = "tag:yaml.org,2002:merge"
+_MERGE = _TAG + "merge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,7 @@ def _children(node: yaml.Node) -> Iterator[yaml.Node]:
 
 def _item(loader: _Loader, node: yaml.Node, where: str = "") -> Item:
     where = where or loader.where(node)
+    _check_tag(loader, node)
     if isinstance(node, yaml.SequenceNode):
         return Item([_item(loader, child) for child in node.value], where)
     if isinstance(node, yaml.MappingNode):
@@ -184,13 +188,17 @@ def _merged(loader: _Loader, node: yaml.Node, where: str) -> dict[str, Item]:
     return found
 
 
-def _scalar(loader: _Loader, node: yaml.ScalarNode) -> Any:
-    if node.tag not in _SCALARS:
+def _check_tag(loader: _Loader, node: yaml.Node) -> None:
+    if node.tag not in _ALLOWED[node.id]:
         kind = node.tag.rpartition(":")[2]
+        hint = "\nWrite it in quotes if it is meant as text" * (node.id == "scalar")
         raise UsageError(
-            f"{loader.where(node)}: a value of kind {kind!r} is not allowed here\n"
-            "Write it in quotes if it is meant as text"
+            f"{loader.where(node)}: a value of kind {kind!r} is not allowed here{hint}"
         )
+
+
+def _scalar(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    _check_tag(loader, node)
     try:
         return loader.construct_object(node)
     except (ValueError, KeyError, OverflowError):

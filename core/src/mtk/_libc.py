@@ -1,0 +1,65 @@
+"""Calls of the C library that Python lacks; each does nothing where there is none."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import cache
+
+# glibc's numbers of mallopt's settings, and of sync_file_range's flags.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_START_WRITING = 2
+# Freed memory that stays with each thread: a few temporary values of a chunk.
+_KEPT = 32 << 20
+
+
+@cache
+def _libc() -> ctypes.CDLL | None:
+    """The C library, on Linux."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        return ctypes.CDLL(None, use_errno=True)
+    except OSError:
+        return None
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let threads use freed memory again instead of handing it back each time.
+
+    By default glibc returns what is freed at the end of a thread's memory, and the next
+    temporary tensor pays for fresh, zeroed pages: more than for its arithmetic.
+    """
+    mallopt = getattr(_libc(), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_TRIM_THRESHOLD, _KEPT)
+        mallopt(_MMAP_THRESHOLD, _KEPT)
+
+
+def release_freed_memory() -> None:
+    """Give freed memory back now, so that using it again is seen as growth."""
+    trim = getattr(_libc(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Allot a file's blocks beforehand; where the file system cannot, go on without.
+
+    Python's own call writes into every block where the file system cannot do it.
+    """
+    allot = getattr(_libc(), "fallocate64", None)
+    if allot is not None and size > 0:
+        off = ctypes.c_int64
+        allot.argtypes = [ctypes.c_int, ctypes.c_int, off, off]
+        allot(descriptor, 0, 0, size)
+
+
+def start_writing(descriptor: int, start: int, size: int) -> None:
+    """Let the system begin to bring a part of a file to the disk."""
+    sync = getattr(_libc(), "sync_file_range", None)
+    if sync is not None:
+        off = ctypes.c_int64
+        sync.argtypes = [ctypes.c_int, off, off, ctypes.c_uint]
+        sync(descriptor, start, size, _START_WRITING)

@@ -1,0 +1,259 @@
+"""Models of transformers: opened, their roles, merged into a folder, and loaded again."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+import mtk
+from mtk.errors import CheckpointError
+from mtk.live import linear_layers
+from mtk_adapters_full import full
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("quiet")
+DECODER = {
+    "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+    "max_position_embeddings": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+ENCODER = {
+    k: DECODER[k]
+    for k in (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+    )
+}
+IMAGE = ENCODER | {"image_size": 16, "patch_size": 8, "projection_dim": 8}
+# Model -> class, config class, settings.
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", "LlamaConfig", DECODER),
+    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", DECODER),
+    "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", DECODER | {"tie_word_embeddings": True}),
+    "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", DECODER),
+    "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", DECODER),
+    "mistral": ("MistralForCausalLM", "MistralConfig", DECODER),
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", {
+        "vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32,
+        "bos_token_id": 1, "eos_token_id": 2,
+    }),
+    "bert": ("BertForMaskedLM", "BertConfig", ENCODER | {
+        "vocab_size": 40, "max_position_embeddings": 32,
+    }),
+    "t5": ("T5ForConditionalGeneration", "T5Config", {
+        "vocab_size": 40, "d_model": 16, "d_ff": 24, "num_layers": 2, "num_heads": 2,
+        "d_kv": 8, "decoder_start_token_id": 0,
+    }),
+    "vit": ("ViTForImageClassification", "ViTConfig", IMAGE),
+}  # fmt: skip
+
+
+def make(name: str) -> Any:
+    if name == "clip":
+        text = ENCODER | {
+            "vocab_size": 40, "max_position_embeddings": 16, "projection_dim": 8,
+            "bos_token_id": 1, "eos_token_id": 2,
+        }  # fmt: skip
+        config = transformers.CLIPConfig(
+            text_config=text, vision_config=IMAGE, projection_dim=8
+        )
+        return transformers.CLIPModel(config)
+    if name == "llava":
+        config = transformers.LlavaConfig(
+            vision_config=transformers.CLIPVisionConfig(**IMAGE),
+            text_config=transformers.LlamaConfig(**DECODER),
+            image_token_index=39,
+        )
+        return transformers.LlavaForConditionalGeneration(config)
+    model, config, settings = MODELS[name]
+    return getattr(transformers, model)(getattr(transformers, config)(**settings))
+
+
+NAMES = [*MODELS, "clip", "llava"]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def pair(request, tmp_path_factory, randomise) -> Any:
+    """Two models of one architecture: their class and their folders."""
+    root = tmp_path_factory.mktemp(request.param)
+    for seed in (1, 2):
+        model = randomise(make(request.param), seed)
+        model.save_pretrained(root / str(seed))
+    return type(model), root / "1", root / "2"
+
+
+def stored(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def find(tensor: torch.Tensor, tensors: dict[str, torch.Tensor]) -> str:
+    same = [n for n, t in tensors.items() if torch.equal(t, tensor)]
+    assert len(same) == 1, same
+    return same[0]
+
+
+def expected_roles(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
+    """Roles by the modules of the loaded model; files' names found by the values."""
+    roles: dict[str, str] = {}
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        kind = type(module).__name__
+        for last, value in module.named_parameters(recurse=False):
+            name = find(value, tensors)
+            if isinstance(module, nn.Linear) or kind == "Conv1D":
+                role = "bias" if last == "bias" else "linear"
+                if kind == "Conv1D" and last == "weight":
+                    role = "linear_t"
+                if module is head and last == "weight":
+                    role = "head"
+            elif isinstance(module, nn.Embedding):
+                role = "embedding"
+            elif kind.endswith("Norm"):
+                role = "norm"
+            elif isinstance(module, nn.Conv2d) and last == "weight":
+                role = "conv"
+            else:
+                role = "other"
+            roles.setdefault(name, role)
+    return roles
+
+
+def test_all_tensors_are_seen_with_the_roles_of_their_modules(pair) -> None:
+    model, folder, _ = pair
+    tensors = stored(folder)
+    opened = full.open(folder)
+    assert opened.names() == sorted(tensors)
+    loaded = model.from_pretrained(folder)
+    expected = expected_roles(loaded, tensors)
+    assert full.roles(folder) == expected
+    assert set(expected.values()) >= {"norm", "bias" if loaded_bias(loaded) else "norm"}
+    opened.settle()
+    opened.settle()
+    assert {name: opened.info(name).role for name in opened.names()} == expected
+    for name in opened.names():
+        info = opened.info(name)
+        assert torch.equal(opened.read(name), tensors[name])
+        if info.role == "bias":
+            assert info.layer == name.removesuffix("bias") + "weight"
+            assert opened.info(info.layer).role in ("linear", "linear_t", "head")
+        else:
+            assert info.layer == name
+
+
+def loaded_bias(model: Any) -> bool:
+    return any(isinstance(m, nn.Linear) and m.bias is not None for m in model.modules())
+
+
+def test_the_built_model_computes_what_the_library_does(pair) -> None:
+    model, folder, _ = pair
+    theirs = model.from_pretrained(folder).eval()
+    ours = full.build(folder)
+    assert not ours.training
+    assert not any(parameter.requires_grad for parameter in ours.parameters())
+    wanted = theirs.state_dict()
+    assert list(ours.state_dict()) == list(wanted)
+    assert all(torch.equal(t, wanted[n]) for n, t in ours.state_dict().items())
+    assert len(linear_layers(ours)) == sum(
+        isinstance(module, nn.Linear) for module in theirs.modules()
+    )
+
+
+def test_two_merged_into_a_folder_are_their_average(pair, average, tmp_path) -> None:
+    model, *folders = pair
+    target = tmp_path / "merged"
+    mtk.merge(average, experts=folders, output=target)
+    loaded, found = model.from_pretrained(target, output_loading_info=True)
+    assert not any(found.values()), found
+    one, two = (model.from_pretrained(folder).state_dict() for folder in folders)
+    for name, tensor in loaded.state_dict().items():
+        torch.testing.assert_close(tensor, (one[name] + two[name]) / 2)
+    for file in folders[0].glob("*.json"):
+        assert (target / file.name).read_bytes() == file.read_bytes()
+
+
+def test_files_without_the_inner_prefix_get_their_roles(tmp_path: Path) -> None:
+    """As gpt2 and bert are on the Hub: the names of the inner model alone."""
+    from safetensors.torch import save_file
+
+    model = make("gpt2")
+    inner = {n: t.contiguous() for n, t in model.transformer.state_dict().items()}
+    save_file(inner, tmp_path / "model.safetensors", {"format": "pt"})
+    model.config.architectures = ["GPT2LMHeadModel"]
+    model.config.save_pretrained(tmp_path)
+    roles = full.roles(tmp_path)
+    assert roles["h.0.attn.c_attn.weight"] == "linear_t"
+    assert roles["h.0.attn.c_attn.bias"] == "bias"
+    assert roles["wte.weight"] == "embedding"
+    assert set(roles) == set(inner)
+
+
+def test_one_file_or_an_unknown_architecture_keeps_the_guessed_roles(tmp_path) -> None:
+    make("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    file = tmp_path / "model.safetensors"
+    for strange in (
+        {"model_type": "martian"},
+        {"architectures": ["AutoTokenizer"]},
+        [],
+    ):
+        value = config | strange if strange else strange
+        (tmp_path / "config.json").write_text(json.dumps(value))
+        if strange:
+            assert full.roles(tmp_path) == {}
+        with pytest.raises(CheckpointError) as refused:
+            full.build(tmp_path)
+        assert len(str(refused.value).splitlines()) <= 3
+    assert full.roles(file) == {}
+    opened = full.open(file)
+    before = {name: opened.info(name) for name in opened.names()}
+    opened.settle()
+    assert {name: opened.info(name) for name in opened.names()} == before
+    with pytest.raises(CheckpointError, match="folder with its config"):
+        full.build(file)
+
+
+def test_no_code_is_run_and_no_other_model_opened(tmp_path: Path, monkeypatch) -> None:
+    make("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "evil.Evil", "AutoConfig": "evil.C"}
+    config["attn_implementation"] = "stranger/kernel"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    trap = f"open({str(tmp_path / 'trapped')!r}, 'w')\n"
+    (tmp_path / "evil.py").write_text(trap)
+    built = full.build(tmp_path)
+    assert type(built).__name__ == "LlamaForCausalLM"
+    assert full.roles(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": "stranger/model", "peft_type": "LORA"})
+    )
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json"):
+        full.build(tmp_path)
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_a_config_that_asks_for_other_weights_is_refused(tmp_path: Path) -> None:
+    make("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["vision_config"] = {"use_pretrained_backbone": True, "backbone": "resnet18"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="pretrained weights"):
+        full.build(tmp_path)
+
+
+def test_weights_that_do_not_fit_their_class_are_refused(tmp_path: Path) -> None:
+    make("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(CheckpointError, match="missing keys"):
+        full.build(tmp_path)
