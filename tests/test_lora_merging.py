@@ -105,6 +105,49 @@ def test_without_a_base_an_adapter_is_refused(folder: Path) -> None:
     assert len(outcome.stderr.splitlines()) <= 3
 
 
+def damaged(folder: Path, case: str) -> None:
+    """Make adapter1 unfit for a merge."""
+    weights = folder / "adapter1" / "adapter_model.safetensors"
+    config = folder / "adapter1" / "adapter_config.json"
+    tensors, settings = load_file(weights), json.loads(config.read_text())
+    key = "base_model.model.m.q.lora_A.weight"
+    if case == "NaN":
+        tensors[key][0, 0] = float("nan")
+    elif case == "half":
+        del tensors[key]
+    elif case == "rank 0":
+        settings["r"] = 0
+    elif case == "LOHA":
+        settings["peft_type"] = "LOHA"
+    elif case == "no weight":
+        tensors = {k.replace("m.q", "other.q"): t for k, t in tensors.items()}
+    elif case == "LoKr":
+        config.unlink()
+        tensors = {"lora_unet_m_q.lokr_w1": torch.ones(2, 2)}
+    weights.unlink()
+    save_file(tensors, weights)
+    config.write_text(json.dumps(settings))
+
+
+@pytest.mark.parametrize("case", ["NaN", "half", "rank 0", "LOHA", "no weight", "LoKr"])
+def test_unfit_adapters_leave_nothing(folder: Path, case: str) -> None:
+    damaged(folder, case)
+    before = sorted(path.name for path in folder.iterdir())
+    outcome = run(folder, "--method", "task_arithmetic")
+    assert outcome.exit_code == 2, outcome.output
+    assert {"half": "both A and B", "rank 0": "rank"}.get(case, case) in outcome.stderr
+    assert len(outcome.stderr.splitlines()) <= 3
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_a_dry_run_takes_adapters_too(folder: Path) -> None:
+    outcome = run(folder, "--method", "ties", "--dry-run")
+    assert outcome.exit_code == 0, outcome.output
+    assert not (folder / "out.safetensors").exists()
+    damaged(folder, "no weight")
+    assert run(folder, "--method", "ties", "--dry-run").exit_code == 2
+
+
 @pytest.fixture
 def quiet():
     """Libraries beneath us warn of things that are theirs."""

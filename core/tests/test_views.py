@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from mtk.checkpoint import SafetensorsCheckpoint, StateDict
 from mtk.errors import CheckpointError
-from mtk.views import Renamed, Subset, with_prefixes
+from mtk.views import Over, Renamed, Subset, with_prefixes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,3 +133,37 @@ def test_roles_that_are_settled_later_are_seen_through_a_view() -> None:
     seen.settle()
     assert seen.info("lm_head.weight").role == "head"
     with_prefixes(SOURCE, {"lm.": ""}).settle()
+
+
+def test_a_part_laid_over_a_whole_fills_up_with_it() -> None:
+    text = {
+        "model.norm.weight": torch.full((3,), 7.0),
+        "lm_head.weight": torch.zeros(4, 3),
+    }
+    part = with_prefixes(StateDict(text, "text"), {"": "lm."})
+    seen = Over(part, SOURCE)
+    assert seen.names() == SOURCE.names()
+    assert seen.label == "text"
+    for name in seen.names():
+        wanted = text.get(name.removeprefix("lm."), STATE[name])
+        assert torch.equal(seen.read(name), wanted)
+        assert seen.info(name) == SOURCE.info(name)
+    assert not hasattr(seen, "part")
+    with pytest.raises(
+        CheckpointError, match=r"'other.lm_head.weight' is no tensor of vlm"
+    ):
+        Over(with_prefixes(StateDict(text, "text"), {"": "other."}), SOURCE)
+
+
+def test_parts_come_from_where_the_tensor_does(tmp_path: Path) -> None:
+    files = []
+    for name, state in (
+        ("whole", STATE),
+        ("part", {"vision.patch.weight": STATE["vision.patch.weight"] + 1}),
+    ):
+        save_file(state, tmp_path / f"{name}.safetensors")
+        files.append(SafetensorsCheckpoint([tmp_path / f"{name}.safetensors"], name))
+    seen = Over(files[1], files[0])
+    assert torch.equal(seen.part("vision.patch.weight", 3, 5), torch.full((2,), 2.0))
+    assert torch.equal(seen.part("lm.lm_head.weight", 3, 5), torch.tensor([3.0, 4.0]))
+    seen.settle()

@@ -113,7 +113,8 @@ class MergeProgress:
             plan = provenance.public(plan)
         self._total = sum(expected_bytes(part.job) for part in plan.parts)
         self._start = time.monotonic()
-        return execute(plan, target, progress=self._add, **options)
+        overwrite = bool(request.get("overwrite"))
+        return execute(plan, target, overwrite=overwrite, progress=self._add, **options)
 
     def _add(self, count: int) -> None:
         with self._lock:

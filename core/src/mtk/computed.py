@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING
 
+import torch
+
+from mtk._units import Span, whole
 from mtk.errors import UsageError
 
 if TYPE_CHECKING:
@@ -14,7 +18,7 @@ if TYPE_CHECKING:
 
     from mtk.assembly import Part
     from mtk.declare import TensorInfo
-    from mtk.engine import Ready
+    from mtk.job import Job
 
 
 class Computed:
@@ -56,10 +60,39 @@ class Computed:
         return self._job(name).part(name, start, end)
 
     def _job(self, name: str) -> Ready:
-        from mtk.engine import Ready
-
         job = self._parts[name].job
         with self._lock:
             if id(job) not in self._ready:
                 self._ready[id(job)] = Ready(job)
             return self._ready[id(job)]
+
+
+class Ready:
+    """A job whose scans are done, read tensor by tensor by whoever asks."""
+
+    def __init__(self, job: Job) -> None:
+        from mtk.engine import prepare
+
+        self._job, self._merge = job, prepare(job)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor of the result."""
+        value: Tensor = self._merge.value(whole(self._job, self._twin(name)))
+        return value
+
+    def part(self, name: str, start: int, end: int) -> Tensor:
+        """Entries ``start`` to ``end``, counted flat; computed alone where they can be."""
+        unit = whole(self._job, self._twin(name))
+        if not self._merge.divisible(unit) or not self._merge.large(unit.name):
+            return self.read(name).flatten()[start:end]
+        dtype: torch.dtype = getattr(torch, self._job.result(name).dtype)
+        result = torch.empty(end - start, dtype=dtype)
+
+        def put(at: int, value: Tensor) -> None:
+            result[at - start : at - start + value.numel()] = value.reshape(-1)
+
+        self._merge.parts(replace(unit, spans=(Span(unit.name, start, end),)), put)
+        return result
+
+    def _twin(self, name: str) -> str:
+        return self._job.report.tied.get(name, name)

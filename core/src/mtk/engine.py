@@ -124,6 +124,12 @@ def write(
     job.report.copied += [n for n in names if not job.merged(job.first.info(n))]
 
 
+def prepare(job: Job) -> _Merge:
+    """A job whose scans are done, for a result that is read tensor by tensor."""
+    names = job.first.names()
+    return _Merge(job, _prepare(job, names, None, "cpu", None), fresh=True)
+
+
 def _prepare(
     job: Job,
     names: Sequence[str],
@@ -191,7 +197,7 @@ class _Merge:
         """The whole result of a tensor, in memory."""
         job, name = self._job, unit.name
         info = job.result(name)
-        if unit.merged and not (self._sliced and self._is_large(name)):
+        if unit.merged and not (self._sliced and self.large(name)):
             with torch.no_grad(), self._frame.lane.context():
                 own = self._sums.own(name, self._reader)
                 return self._host(checked(job, name, self._call.whole(name, own)))
@@ -211,7 +217,7 @@ class _Merge:
                 return
             name, job = unit.name, self._job
             own = self._sums.own(name, self._reader)
-            if not (self._sliced and self._is_large(name)):
+            if not (self._sliced and self.large(name)):
                 value = checked(job, name, self._call.whole(name, own))
                 put(0, self._frame.lane.down(value))
             else:
@@ -230,7 +236,8 @@ class _Merge:
                 )
             put(start, self._frame.lane.down(rounded(job, name, value)))
 
-    def _is_large(self, name: str) -> bool:
+    def large(self, name: str) -> bool:
+        """Whether a tensor is more than one slice."""
         return entries(self._job, name) > self._frame.chunk
 
     def _host(self, value: Any) -> Any:

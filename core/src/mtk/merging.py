@@ -79,6 +79,7 @@ def merge(
     output: Path | str | None = None,
     overwrite: bool = False,
     hub: bool = False,
+    allow_pickle: bool = False,
     workers: int | None = None,
     device: str = "cpu",
     progress: Callable[[int], None] | None = None,
@@ -112,6 +113,7 @@ def merge(
             and not kept in memory.
         overwrite: replace the output if it exists.
         hub: download models that are given by an id of the Hugging Face Hub.
+        allow_pickle: read ``.bin`` and ``.pt`` files too, without running their code.
         workers: threads; the result is the same for every number of them.
         device: ``cpu`` or ``cuda``.
         progress: is told how many bytes of inputs were read since the last call.
@@ -141,6 +143,7 @@ def merge(
         output=output,
         overwrite=overwrite,
         hub=hub,
+        allow_pickle=allow_pickle,
         registry=registry,
     )
     return execute(
@@ -161,6 +164,7 @@ def prepare(
     output: Path | str | None = None,
     overwrite: bool = False,
     hub: bool = False,
+    allow_pickle: bool = False,
     registry: Registry | None = None,
     strict: bool = True,
     **given: Any,
@@ -189,6 +193,7 @@ def prepare(
         None if output is None else Path(output),
         overwrite=overwrite,
         hub=hub,
+        allow_pickle=allow_pickle,
         strict=strict,
     )
 
@@ -227,12 +232,7 @@ def execute(
     if not isinstance(plan, Plan):
         plan = _of_job(plan)
     merged = _empty(plan)
-    given = {"device": (device, "cpu"), "progress": (progress, None)}
-    options = {name: value for name, (value, usual) in given.items() if value != usual}
-    import inspect  # TEMPORARY until the engine takes them
-
-    if "progress" not in inspect.signature(run).parameters:
-        options = {}
+    options: dict[str, Any] = {"device": device, "progress": progress}
     with Measure() as measured:
         if target is not None and plan.output == "static":
             _write(plan, target, merged, workers, options, overwrite=overwrite)

@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Allowed:
+    """What a user has agreed to: downloads from the Hub, and reading pickles."""
+
+    hub: bool = False
+    pickle: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
     """An opened model, and where it came from.
 
@@ -75,8 +83,7 @@ def open_input(
     label: str,
     registry: Registry,
     base: Checkpoint | None = None,
-    *,
-    hub: bool = False,
+    allowed: Allowed | None = None,
 ) -> Input:
     """A path, a state dict or an open checkpoint, opened.
 
@@ -85,16 +92,28 @@ def open_input(
         label: what messages call a model in memory.
         registry: the installed adapters.
         base: for adapters whose files hold differences to it.
-        hub: whether an id of the Hub may be downloaded.
+        allowed: what the user has agreed to; nothing when left out.
     """
     from mtk.checkpoint import StateDict
     from mtk.loading import resolve
+    from mtk.pickles import is_pickle, open_pickle, refusal
 
     if isinstance(model, Mapping):
         return Input(name=label, checkpoint=StateDict(model, label))
     if not isinstance(model, str | Path):
         return Input(name=label, checkpoint=model)
-    path, origin = locate(str(model), label, hub=hub)
+    allowed = allowed or Allowed()
+    path, origin = locate(str(model), label, hub=allowed.hub)
+    if is_pickle(path):
+        if not allowed.pickle:
+            raise CheckpointError(refusal(path))
+        return Input(
+            name=str(model),
+            checkpoint=open_pickle(path, str(path)),
+            path=path,
+            target=_full(registry) if path.is_dir() else None,
+            origin=origin,
+        )
     # Plain checkpoints come last: a folder of an adapter holds safetensors files as well.
     for provided in sorted(registry.adapters, key=lambda p: p.item.kind == "full"):
         target = resolve(provided.item.target)
@@ -111,6 +130,14 @@ def open_input(
         f"{label}: no installed adapter opens {path}\n"
         f"Adapters: {known} (mtk list-adapters); safetensors files and folders are read"
     )
+
+
+def _full(registry: Registry) -> Any:
+    """The adapter that knows how families of whole models are stored."""
+    from mtk.loading import resolve
+
+    found = [p.item.target for p in registry.adapters if p.item.kind == "full"]
+    return resolve(found[0]) if found else None
 
 
 def locate(model: str, label: str, *, hub: bool = False) -> tuple[Path, str]:

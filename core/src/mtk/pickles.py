@@ -18,7 +18,7 @@ from mtk.errors import CheckpointError, first_line
 from mtk.files import belongs, state_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -185,7 +185,7 @@ def _load(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file} is no pickled file ({', '.join(SUFFIXES)})")
     try:
         before = state_of(file)
-        size = _check_archive(file)
+        sizes = _check_archive(file)
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         after = state_of(file)
     except CheckpointError:
@@ -197,11 +197,11 @@ def _load(file: Path) -> dict[str, Tensor]:
         ) from error
     if before != after:
         raise CheckpointError(f"{file} changed while it was being read")
-    return _checked(_unwrapped(found, file), file, size)
+    return _checked(_unwrapped(found, file), file, sizes)
 
 
-def _check_archive(file: Path) -> int:
-    """Check the records of the archive, and what its pickle names; their bytes in all."""
+def _check_archive(file: Path) -> list[int]:
+    """Check the records of the archive, and what its pickle names; give their sizes."""
     if not zipfile.is_zipfile(file):
         raise CheckpointError(
             f"{file} is not an archive as torch.save writes it since 1.6\n"
@@ -229,7 +229,7 @@ def _check_archive(file: Path) -> int:
                 "of tensors"
             )
         _check_names(archive.read(pickles[0]), file)
-    return sum(record.file_size for record in records)
+    return [record.file_size for record in records]
 
 
 def _check_names(pickle: bytes, file: Path) -> None:
@@ -240,8 +240,8 @@ def _check_names(pickle: bytes, file: Path) -> None:
             raise CheckpointError(
                 f"{file}: its pickle is longer than any list of tensors"
             )
-        if code.name == "BINUNICODE":
-            last = value
+        if code.name == "BINUNICODE" and value != "storage":
+            last = str(value)
         elif code.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
             raise CheckpointError(f"{file}: its pickle has the instruction {code.name}")
         elif code.name == "GLOBAL":
@@ -264,11 +264,14 @@ def _unwrapped(found: Any, file: Path) -> dict[Any, Any]:
     return found
 
 
-def _checked(found: Mapping[Any, Any], file: Path, size: int) -> dict[str, Tensor]:
+def _checked(
+    found: Mapping[Any, Any], file: Path, sizes: Sequence[int]
+) -> dict[str, Tensor]:
     """The tensors, each dense and entirely in the file."""
-    total, tensors = 0, {}
+    total, size, known = 0, sum(sizes), {0, *sizes}
+    tensors = {}
     for name, value in found.items():
-        what = _wrong(value) if isinstance(name, str) else "no name of a tensor"
+        what = _wrong(value, known) if isinstance(name, str) else "no name of a tensor"
         if what:
             raise CheckpointError(
                 f"{file}: {str(name)[:200]!r} is {what}\n"
@@ -284,7 +287,7 @@ def _checked(found: Mapping[Any, Any], file: Path, size: int) -> dict[str, Tenso
     return tensors
 
 
-def _wrong(value: Any) -> str:
+def _wrong(value: Any, sizes: Collection[int]) -> str:
     """Why a value is no tensor that can be merged; empty where it is."""
     import torch
 
@@ -300,7 +303,10 @@ def _wrong(value: Any) -> str:
         return "not a dense tensor"
     if value.dtype not in CODES:
         return f"of {value.dtype}, which cannot be merged"
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes() or any(
+    stored = value.untyped_storage().nbytes()
+    if stored not in sizes:
+        return "stored with another size than its record has"
+    if value.numel() * value.element_size() > stored or any(
         step == 0 and length > 1
         for step, length in zip(value.stride(), value.shape, strict=True)
     ):

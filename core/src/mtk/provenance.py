@@ -24,6 +24,7 @@ from mtk.shards import indexes, open_weights, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
     from mtk.merging import Plan
     from mtk.recipes import Recipe, Source
     from mtk.shards import Shard, Weights

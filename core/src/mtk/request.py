@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtk.errors import UsageError
-from mtk.opening import check_needs, open_statistics
+from mtk.opening import Allowed, check_needs, open_statistics
 from mtk.recipes import Recipe, Source
 from mtk.sources import Opener
 
@@ -87,6 +87,7 @@ class Request:
         *,
         overwrite: bool = False,
         hub: bool = False,
+        allow_pickle: bool = False,
         strict: bool = True,
     ) -> Plan:
         """Open everything and check it; not ``strict``: leave mismatches to be listed."""
@@ -94,7 +95,8 @@ class Request:
         from mtk.merging import Plan
 
         _check_words(self.recipe)
-        opener = Opener(self.recipe, self.models, registry, hub=hub)
+        allowed = Allowed(hub=hub, pickle=allow_pickle)
+        opener = Opener(self.recipe, self.models, registry, allowed)
         if output is not None:
             _check_output(output, opener.paths(), overwrite=overwrite)
         made = self.parts(opener, registry)
@@ -106,7 +108,7 @@ class Request:
             recipe=self.recipe,
             inputs={n: i for n, i in opener.inputs.items() if not i.computed},
             donor=donor,
-            notes=[*self.recipe.notes, *opener.notes],
+            notes=[*self.recipe.notes, *opener.notes, *_left_behind(output)],
         )
         folder = output is not None and output.suffix != ".safetensors"
         if outputs != {"static"} and (len(made) > 1 or folder):
@@ -157,6 +159,16 @@ def _check_words(recipe: Recipe) -> None:
         if value not in known:
             words = ", ".join(str(word) for word in known if word)
             raise UsageError(f"{what} is {value!r}; write one of {words}")
+
+
+def _left_behind(output: Path | None) -> list[str]:
+    """A word about partial folders of runs that were interrupted."""
+    from mtk.folders import stale
+
+    found = [] if output is None else stale(output)
+    if not found:
+        return []
+    return [f"left behind by an interrupted merge, to be removed: {found[0]}"]
 
 
 def _check_output(path: Path, inputs: list[Path], *, overwrite: bool) -> None:

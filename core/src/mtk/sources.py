@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtk.assembly import Opened, layers_of, sources_of
 from mtk.errors import CheckpointError, UsageError, first_line
-from mtk.opening import Input, open_input
+from mtk.opening import Allowed, Input, open_input
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ class Opener:
         recipe: what names them.
         models: source name -> model, where the name is not its path.
         registry: the installed adapters and methods.
-        hub: whether an id of the Hub may be downloaded.
+        allowed: what the user has agreed to.
     """
 
     def __init__(
@@ -38,11 +38,10 @@ class Opener:
         recipe: Recipe,
         models: Mapping[str, Model],
         registry: Registry,
-        *,
-        hub: bool = False,
+        allowed: Allowed,
     ) -> None:
         self._recipe, self._models = recipe, models
-        self._registry, self._hub = registry, hub
+        self._registry, self._allowed = registry, allowed
         self._stages = {stage.name: stage for stage in recipe.stages}
         self._changes: dict[str, Any] = {}
         self.inputs: dict[str, Input] = {}
@@ -106,7 +105,7 @@ class Opener:
                     label,
                     self._registry,
                     base,
-                    hub=self._hub,
+                    self._allowed,
                 )
         return self.inputs[name]
 
@@ -118,7 +117,7 @@ class Opener:
         earlier = self._recipe.stages
         known = earlier[: [each.name for each in earlier].index(stage.name)]
         inner = replace(stage, stages=(*stage.stages, *known))
-        opener = Opener(inner, self._models, self._registry, hub=self._hub)
+        opener = Opener(inner, self._models, self._registry, self._allowed)
         request = Request(recipe=inner, models=self._models)
         found = request.parts(opener, self._registry)
         for name, item in opener.inputs.items():

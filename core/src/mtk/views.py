@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mtk.errors import CheckpointError
 
@@ -125,6 +125,55 @@ def with_prefixes(
             f"Its names look like {first!r}"
         )
     return Renamed(source, mapping, keep=keep)
+
+
+class Over:
+    """A part of a model laid over a whole one: what the part lacks is the whole's.
+
+    So a text-only model, renamed, takes part in merging a vision-language model: its
+    other tensors are the base's, and do not move.
+
+    Raises:
+        CheckpointError: the part has a tensor that the whole lacks.
+    """
+
+    def __init__(self, part: Checkpoint, whole: Checkpoint) -> None:
+        self._upper, self._whole = part, whole
+        self._own = frozenset(part.names())
+        strange = self._own - set(whole.names())
+        if strange:
+            raise CheckpointError(
+                f"{part.label}: {min(strange)!r} is no tensor of {whole.label}"
+            )
+        self.label, self.kind = part.label, part.kind
+        if hasattr(part, "part") and hasattr(whole, "part"):
+            self.part: Callable[[str, int, int], Tensor] = self._part
+
+    def names(self) -> Sequence[str]:
+        """Those of the whole, sorted."""
+        return self._whole.names()
+
+    def info(self, name: str) -> TensorInfo:
+        """Shape, dtype and role of one tensor."""
+        info: TensorInfo = self._from(name).info(name)
+        return info
+
+    def read(self, name: str) -> Tensor:
+        """One tensor of the part, or else of the whole."""
+        tensor: Tensor = self._from(name).read(name)
+        return tensor
+
+    def settle(self) -> None:
+        """Let both settle the roles of their tensors, if they can."""
+        for source in (self._upper, self._whole):
+            getattr(source, "settle", lambda: None)()
+
+    def _from(self, name: str) -> Any:
+        return self._upper if name in self._own else self._whole
+
+    def _part(self, name: str, start: int, end: int) -> Tensor:
+        part: Tensor = self._from(name).part(name, start, end)
+        return part
 
 
 class Subset(Renamed):

@@ -9,7 +9,7 @@ an average is never drawn towards rows that nobody trained.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -108,7 +108,8 @@ def plan(
         return None
     if policy == "refuse":
         other = next((v, n) for v, n in known if not _equal(v, target))
-        reference = (target, "the donor" if donor else labels[base or 0])
+        same = [label for vocabulary, label in known if _equal(vocabulary, target)]
+        reference = (target, same[0] if same else "the donor")
         raise CheckpointError(_difference(reference, other))
     if len(known) < len(vocabularies):
         raise _unknown(vocabularies, labels)
@@ -261,11 +262,20 @@ class Rows:
             settle()
 
     def _part(self, name: str, start: int, end: int) -> Tensor:
-        if name not in self._plan.tensors:
-            part: Tensor = self._sources[self._index].part(name, start, end)  # type: ignore[attr-defined]
-            return part
+        source: Any = self._sources[self._index]
+        if name not in self._plan.tensors or start == end:
+            unchanged: Tensor = source.part(name, start, end)
+            return unchanged
         width = _width(self.info(name))
         first, last = start // width, -(-end // width)
+        own = self._plan.maps[self._index][first:last]
+        row = int(own[0])
+        if row != _MISSING and torch.equal(own, torch.arange(row, row + len(own))):
+            shift = (
+                row - first
+            ) * width  # the usual case: rows as they follow in the file
+            moved: Tensor = source.part(name, start + shift, end + shift)
+            return moved
         block = self._block(name, first, last).view(-1)
         return block[start - first * width : end - first * width]
 
@@ -290,15 +300,17 @@ class Rows:
 
     def _gaps(self, own: Tensor, first: int) -> dict[tuple[int, ...], list[int]]:
         """Models that fill a gap -> the rows they fill, counted from ``first``."""
+        rows = (own == _MISSING).nonzero().flatten()
+        if not len(rows):
+            return {}
+        there = torch.stack([found[rows + first] for found in self._plan.maps])
         gaps: dict[tuple[int, ...], list[int]] = {}
         base = self._plan.base
-        for row in (own == _MISSING).nonzero().flatten().tolist():
-            holders = tuple(
-                i
-                for i, found in enumerate(self._plan.maps)
-                if found[first + row] != _MISSING
-            )
-            if base in holders:
+        for row, owns in zip(
+            rows.tolist(), (there != _MISSING).T.tolist(), strict=True
+        ):
+            holders = tuple(i for i, owned in enumerate(owns) if owned)
+            if base is not None and base in holders:
                 holders = (base,)
             gaps.setdefault(holders, []).append(row)
         return gaps

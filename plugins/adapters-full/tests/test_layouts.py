@@ -234,3 +234,22 @@ def test_an_open_clip_config_that_names_another_model_is_refused(
     with pytest.raises(CheckpointError, match="on the Hub"):
         full.build(tmp_path)
     assert full.roles(tmp_path) == {}
+
+
+def test_a_folder_for_two_libraries_is_written_for_the_first(folder, clip) -> None:
+    save_file(TENSORS, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text("{}")
+    layout = full.layout(folder)
+    assert layout.family == "transformers"
+    assert set(layout.files) == {"config.json"}
+    assert "open_clip_model.safetensors was left alone" in full.notes(folder)[0]
+
+
+def test_a_deeply_nested_config_is_refused(folder: Path) -> None:
+    for depth in (150, 600, 100_000):
+        text = '{"a":' * depth + "1" + "}" * depth
+        (folder / "config.json").write_text(text)
+        with pytest.raises(CheckpointError) as refused:
+            full.layout(folder)
+        assert len(str(refused.value).splitlines()) <= 3
+        assert full.roles(folder) == {}

@@ -12,6 +12,7 @@ from torch import nn
 import mtk
 from mtk.errors import CheckpointError
 from mtk.live import linear_layers
+from mtk.views import Over, with_prefixes
 from mtk_adapters_full import full
 
 if TYPE_CHECKING:
@@ -137,7 +138,6 @@ def test_all_tensors_are_seen_with_the_roles_of_their_modules(pair) -> None:
     loaded = model.from_pretrained(folder)
     expected = expected_roles(loaded, tensors)
     assert full.roles(folder) == expected
-    assert set(expected.values()) >= {"norm", "bias" if loaded_bias(loaded) else "norm"}
     opened.settle()
     opened.settle()
     assert {name: opened.info(name).role for name in opened.names()} == expected
@@ -149,10 +149,6 @@ def test_all_tensors_are_seen_with_the_roles_of_their_modules(pair) -> None:
             assert opened.info(info.layer).role in ("linear", "linear_t", "head")
         else:
             assert info.layer == name
-
-
-def loaded_bias(model: Any) -> bool:
-    return any(isinstance(m, nn.Linear) and m.bias is not None for m in model.modules())
 
 
 def test_the_built_model_computes_what_the_library_does(pair) -> None:
@@ -257,3 +253,19 @@ def test_weights_that_do_not_fit_their_class_are_refused(tmp_path: Path) -> None
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     with pytest.raises(CheckpointError, match="missing keys"):
         full.build(tmp_path)
+
+
+def test_a_language_model_is_merged_into_a_vision_language_model(
+    average, randomise, tmp_path
+) -> None:
+    randomise(make("llava"), 1).save_pretrained(tmp_path / "llava")
+    randomise(make("llama"), 2).save_pretrained(tmp_path / "llama")
+    whole, text = full.open(tmp_path / "llava"), full.open(tmp_path / "llama")
+    part = Over(with_prefixes(text, {"": "language_model."}), whole)
+    merged = mtk.merge(average, experts=[whole, part]).tensors
+    one, two = stored(tmp_path / "llava"), stored(tmp_path / "llama")
+    assert set(merged) == set(one)
+    for name, tensor in merged.items():
+        other = two.get(name.removeprefix("language_model."), one[name])
+        torch.testing.assert_close(tensor, (one[name] + other) / 2)
+    assert sum(name.startswith("language_model.") for name in merged) == len(two)

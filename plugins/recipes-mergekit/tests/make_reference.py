@@ -167,7 +167,9 @@ def _merged(path: Path, scratch: Path) -> Path:
         quiet=True,
         write_model_card=False,  # a card would ask the Hub about the models
     )
-    run_merge(MergeConfiguration.model_validate(yaml.safe_load(text)), str(out), options)
+    run_merge(
+        MergeConfiguration.model_validate(yaml.safe_load(text)), str(out), options
+    )
     return out
 
 

@@ -59,7 +59,10 @@ BOMB = "\n".join(
 )
 MERGED_BOMB = "\n".join(
     ["a0: &a0 {x: [1, 2, 3, 4, 5, 6, 7, 8]}"]
-    + [f"a{i}: &a{i} {{k: *a{i - 1}, <<: [*a{i - 1}, *a{i - 1}]}}" for i in range(1, 40)]
+    + [
+        f"a{i}: &a{i} {{k: *a{i - 1}, <<: [*a{i - 1}, *a{i - 1}]}}"
+        for i in range(1, 40)
+    ]
 )
 
 

@@ -189,7 +189,11 @@ def test_a_single_model_is_copied(recipe, method):
 
 @pytest.mark.parametrize(
     ("flatten", "row_wise", "scope"),
-    [("true", "true", "tensor"), ("false", "false", "row"), ("false", "true", "column")],
+    [
+        ("true", "true", "tensor"),
+        ("false", "false", "row"),
+        ("false", "true", "column"),
+    ],
 )
 def test_scopes_of_nuslerp(recipe, flatten, row_wise, scope):
     found = recipe(
@@ -264,9 +268,7 @@ def test_out_dtype_is_that_of_the_result(recipe):
     ],
 )
 def test_tokenizers(recipe, line, tokenizer, vocabulary):
-    found = recipe(
-        f"merge_method: task_arithmetic\nbase_model: base\n{TWO}\n{line}"
-    )
+    found = recipe(f"merge_method: task_arithmetic\nbase_model: base\n{TWO}\n{line}")
     assert (found.tokenizer, found.vocabulary) == (tokenizer, vocabulary)
 
 

@@ -6,7 +6,9 @@ import pytest
 
 from mtk.errors import ParameterError, UsageError
 
-TWO = "models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 1}}]"
+TWO = (
+    "models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 1}}]"
+)
 LINEAR = f"merge_method: linear\n{TWO}\n"
 TIES = f"merge_method: ties\nbase_model: base\n{TWO}\n"
 SLERP = "merge_method: slerp\nbase_model: a\nmodels: [{model: a}, {model: b}]\n"
@@ -37,7 +39,11 @@ KEYS = [
     (LINEAR + "dtype: int64", 3, "unknown dtype 'int64'"),
     (LINEAR + "dtype: 16", 3, "text is needed"),
     (LINEAR + "density: 0.2", 3, "under 'parameters:'"),
-    ("merge_method: linear\nmodels:\n- {model: a, weight: 1}", 3, "under 'parameters:'"),
+    (
+        "merge_method: linear\nmodels:\n- {model: a, weight: 1}",
+        3,
+        "under 'parameters:'",
+    ),
     ("merge_method: linear\nmodels:\n- {modl: a}", 3, "did you mean 'model'?"),
     ("merge_method: linear\nmodels:\n- parameters: {weight: 1}", 3, "no 'model'"),
     ("merge_method: linear\nmodels:\n- a", 3, "a model is a mapping"),
@@ -48,7 +54,11 @@ KEYS = [
     (LINEAR + f"slices: [{{sources: [{SLICE}]}}]", 1, "one of models, slices"),
     (LINEAR + "modules: {default: {}}", 1, "only one of"),
     ("merge_method: linear\nmodules: {text: {}, vision: {}}", 2, "several modules"),
-    ("merge_method: linear\nmodules:\n  text: {model: []}", 3, "did you mean 'models'?"),
+    (
+        "merge_method: linear\nmodules:\n  text: {model: []}",
+        3,
+        "did you mean 'models'?",
+    ),
     (LINEAR + "chat_template: chatml", 3, "chat_template is not supported"),
     (LINEAR + "tokenizer_source: base", 3, "needs base_model"),
     (LINEAR + "tokenizer_source: a+b", 3, "folder of a tokenizer"),
@@ -59,7 +69,11 @@ KEYS = [
 ]
 SETTINGS = [
     (LINEAR + "parameters: {densty: 0.2}", 3, "did you mean 'density'?"),
-    ("merge_method: linear\nmodels:\n- model: a\n  parameters:\n    wieght: 1", 5, "'weight'?"),
+    (
+        "merge_method: linear\nmodels:\n- model: a\n  parameters:\n    wieght: 1",
+        5,
+        "'weight'?",
+    ),
     (LINEAR + "parameters: {zzz: 1}", 3, "no parameter 'zzz'"),
     (LINEAR + "parameters: [a]", 3, "parameters is a mapping"),
     (LINEAR + "parameters: {normalize: maybe}", 3, "takes true or false"),
@@ -80,9 +94,21 @@ SETTINGS = [
     (TIES + "parameters: {rescale: true}", 4, "'rescale' other than false"),
     (SLERP + "parameters: {t: 1.5}", 4, ">= 0 and <= 1, not 1.5"),
     (SLERP, 1, "'t' is missing"),
-    ("merge_method: karcher\nmodels: [{model: a}, {model: b}]\nparameters: {tol: 0}", 3, "> 0"),
-    ("merge_method: karcher\nmodels: [{model: a}, {model: b}]\nparameters: {max_iter: 1.5}", 3, "whole"),
-    ("merge_method: karcher\nmodels: [{model: a}, {model: b}]\nparameters: {max_iter: [1, 2]}", 3, "over the layers"),
+    (
+        "merge_method: karcher\nmodels: [{model: a}, {model: b}]\nparameters: {tol: 0}",
+        3,
+        "> 0",
+    ),
+    (
+        "merge_method: karcher\nmodels: [{model: a}, {model: b}]\nparameters: {max_iter: 1.5}",
+        3,
+        "whole",
+    ),
+    (
+        "merge_method: karcher\nmodels: [{model: a}, {model: b}]\nparameters: {max_iter: [1, 2]}",
+        3,
+        "over the layers",
+    ),
     ("merge_method: linear\nmodels:\n- model: a\n- model: b", 3, "no weight for a"),
     (f"merge_method: linear\nbase_model: z\n{TWO}", 2, "no weight for z"),
 ]
@@ -99,19 +125,43 @@ SUMS = [
 ]  # fmt: skip
 MODELS = [
     (f"merge_method: ties\n{TWO}", 1, "ties needs base_model"),
-    ("merge_method: slerp\nmodels: [{model: a}, {model: b}]", 1, "the one of its two models"),
-    ("merge_method: ties\nbase_model: a\nmodels: [{model: a}]", 1, "at least 1 model besides"),
+    (
+        "merge_method: slerp\nmodels: [{model: a}, {model: b}]",
+        1,
+        "the one of its two models",
+    ),
+    (
+        "merge_method: ties\nbase_model: a\nmodels: [{model: a}]",
+        1,
+        "at least 1 model besides",
+    ),
     (f"merge_method: slerp\nbase_model: c\n{TWO}", 1, "takes 2 models, not 3"),
-    ("merge_method: nuslerp\nmodels: [{model: a}]", 1, "takes 2 models besides the base, not 1"),
+    (
+        "merge_method: nuslerp\nmodels: [{model: a}]",
+        1,
+        "takes 2 models besides the base, not 1",
+    ),
     (f"merge_method: passthrough\n{TWO}", 1, "takes 1 model, not 2"),
     ("merge_method: linear\nmodels:\n- model: a\n- model: a", 4, "merged with itself"),
-    ("merge_method: linear\nmodels: [{model: a@x}]\nparameters: {weight: 1}", 2, "revision (x)"),
+    (
+        "merge_method: linear\nmodels: [{model: a@x}]\nparameters: {weight: 1}",
+        2,
+        "revision (x)",
+    ),
     ("merge_method: linear\nmodels: [{model: a@x@y}]", 2, "NAME@REVISION"),
     ("merge_method: linear\nmodels: [{model: a+b+c}]", 2, "PATH+LORA"),
     ("merge_method: linear\nmodels: [{model: a+}]", 2, "PATH+LORA"),
     ("merge_method: linear\nmodels: [{model: ''}]", 2, "PATH+LORA"),
-    ("merge_method: linear\nmodels: [{model: a+b}]\nparameters: {weight: 1}", 2, "MODEL+LORA"),
-    ("merge_method: ties\nbase_model: c\nmodels:\n- model: a+b\nparameters: {weight: 1}", 4, "MODEL+LORA"),
+    (
+        "merge_method: linear\nmodels: [{model: a+b}]\nparameters: {weight: 1}",
+        2,
+        "MODEL+LORA",
+    ),
+    (
+        "merge_method: ties\nbase_model: c\nmodels:\n- model: a+b\nparameters: {weight: 1}",
+        4,
+        "MODEL+LORA",
+    ),
     (
         "merge_method: linear\nmodels: [{model: {model: a, override_architecture: X}}]",
         2,
@@ -146,7 +196,15 @@ def test_refused_with_the_line(recipe, text, line, says):
 
 @pytest.mark.parametrize(
     "method",
-    ["model_stock", "breadcrumbs", "della", "della_linear", "sce", "arcee_fusion", "ram"],
+    [
+        "model_stock",
+        "breadcrumbs",
+        "della",
+        "della_linear",
+        "sce",
+        "arcee_fusion",
+        "ram",
+    ],
 )
 def test_methods_that_mtk_lacks_are_named(recipe, method):
     with pytest.raises(UsageError, match="line 2: mtk has") as caught:

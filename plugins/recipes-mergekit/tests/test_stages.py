@@ -21,7 +21,12 @@ def test_merges_that_build_on_each_other(recipe):
     found = recipe(
         documents(
             stage("", ["second", "c"]),
-            stage("second", ["first", "b"], "slerp", "parameters: {t: 0.2}\nbase_model: b\n"),
+            stage(
+                "second",
+                ["first", "b"],
+                "slerp",
+                "parameters: {t: 0.2}\nbase_model: b\n",
+            ),
             stage("first", ["a", "b"]),
         )
     )
@@ -48,7 +53,9 @@ def test_a_name_is_allowed_in_a_single_merge(recipe):
 def test_what_nothing_uses_is_left_out_and_said(recipe):
     found = recipe(documents(stage("odd", ["a"]), stage("", ["b", "c"])))
     assert found.stages == ()
-    assert found.notes[-1] == "config.yml, line 1: odd is left out: no other merge uses it"
+    assert (
+        found.notes[-1] == "config.yml, line 1: odd is left out: no other merge uses it"
+    )
 
 
 @pytest.mark.parametrize(

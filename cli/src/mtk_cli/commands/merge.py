@@ -100,6 +100,11 @@ STATISTICS = "--statistics F0.safetensors --statistics F1.safetensors"
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @click.option("--hub", is_flag=True, help="Download models named by an id of the Hub.")
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Read .bin and .pt files too, as plain weights.",
+)
 @click.option("--push", metavar="REPO", help="Upload the result to the Hub, privately.")
 @click.option("--workers", type=click.IntRange(1), help="Threads.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
@@ -148,7 +153,7 @@ def command(
     else:
         registry = registry_for([])
         for name, value in {**own, **given}.items():
-            if value and name != "hub":
+            if value and name not in {"hub", "allow_pickle"}:
                 raise UsageError(
                     f"a recipe says everything itself; leave out --{name.replace('_', '-')}"
                 )

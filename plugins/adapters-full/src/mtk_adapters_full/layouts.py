@@ -100,6 +100,10 @@ def layout_of(path: Path) -> Layout:
     files = dict(_companions(path, ""))
     for part in parts(path):
         files |= _companions(path / part, f"{part}/")
+    if family != "open_clip":
+        files.pop(
+            OPEN_CLIP_CONFIG, None
+        )  # of the same model's weights for that library
     return Layout(family=family, weights=weights, files=files)
 
 

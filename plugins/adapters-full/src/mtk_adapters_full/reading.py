@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 # The largest tokenizers in use take 35 MB; what is larger is no companion of a model.
 LARGEST = 128 * 2**20
+DEEPEST = 100
 _PICKLES = (b"\x80", b"PK\x03\x04")
 
 
@@ -82,16 +83,23 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     return found
 
 
-def clean(value: Any) -> Any:
+def clean(value: Any, depth: int = 0) -> Any:
     """A config without the keys that make a loader fetch or run code.
 
     ``auto_map`` names Python files, and an ``attn_implementation`` may name a repository
     of compiled kernels.
+
+    Raises:
+        CheckpointError: it is nested more deeply than any config.
     """
+    if depth > DEEPEST:
+        raise CheckpointError(f"a config is nested more than {DEEPEST} levels deep")
     if isinstance(value, dict):
-        return {k: clean(v) for k, v in value.items() if not _runs_code(k, v)}
+        return {
+            k: clean(v, depth + 1) for k, v in value.items() if not _runs_code(k, v)
+        }
     if isinstance(value, list):
-        return [clean(item) for item in value]
+        return [clean(item, depth + 1) for item in value]
     return value
 
 

@@ -74,8 +74,8 @@ def _unplaced(
         )
     return CheckpointError(
         f"{adapter.label}: {odd!r} and its like have no weight in {base.label}\n"
-        "Give the base that the adapter was trained on; of a file for several "
-        "models, open one part (component=)"
+        "Give the base that the adapter was trained on; for a file for several models, "
+        "the whole pipeline, or open one part (component=)"
     )
 
 

@@ -77,7 +77,7 @@ class Remarks:
         yield f"{row.name} follows mergekit's rules and defaults, not mtk's own"
         yield from row.notes
         if config.base and row.base == "model":
-            yield f"the base model {config.base.path} is one more model of {row.name}"
+            yield f"the base model {config.base.text} is one more model of {row.name}"
         if config.base and row.base == "origin":
             yield f"{row.name} works on differences to the base model, since one is named"
         if config.dtype and config.dtype != "float32":

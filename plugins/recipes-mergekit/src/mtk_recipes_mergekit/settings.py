@@ -159,7 +159,7 @@ def _converted(knob: Knob, value: Any, where: str) -> Any:
             f"{where}: {knob.name!r} takes true or false, not {value!r}"
         )
     try:
-        number = math.nan if isinstance(value, bool) else float(value)
+        number = float("" if isinstance(value, bool) else value)
     except ValueError:
         raise ParameterError(
             f"{where}: {knob.name!r} takes a number, not {value!r}"

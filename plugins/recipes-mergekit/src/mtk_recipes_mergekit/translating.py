@@ -65,8 +65,8 @@ def translate(config: Config, file: str) -> Recipe:
     )
     return Recipe(
         **shared | {"method": section.method},
-        experts=tuple(_source(entry.model, section.base) for entry in section.experts),
-        base=_source(section.base.model, None) if section.base else None,
+        experts=tuple(_source(entry.model) for entry in section.experts),
+        base=_source(section.base.model) if section.base else None,
         params=section.params,
         notes=remarks.collected(),
     )
@@ -98,20 +98,16 @@ def _slab(config: Config, row: Row, number: int) -> Slab:
     base = part.base or config.base
     levels = (part.params, config.module_params, config.params)
     section = _section(row, part.inputs, base, levels, part.where)
-    ranges = [entry.layers or (0, 0) for entry in section.experts]
-    if section.base and section.base.layers != ranges[0]:
-        raise UsageError(
-            f"{section.base.model.where}: the base of a slice needs the layer_range of "
-            f"the first other source, {list(ranges[0])}"
-        )
+    base_range = section.base.layers if section.base else None
     return Slab(
         sources=tuple(
-            (_source(entry.model, section.base), start, end)
-            for entry, (start, end) in zip(section.experts, ranges, strict=True)
+            (_source(entry.model), *(entry.layers or (0, 0)))
+            for entry in section.experts
         ),
         params=section.params,
         method=None if section.method == row.ours else section.method,
-        base=_source(section.base.model, None) if section.base else None,
+        base=_source(section.base.model) if section.base else None,
+        base_range=base_range,
         where=part.where,
     )
 
@@ -135,8 +131,9 @@ def _section(
     if len(experts) < low or (high is not None and len(experts) > high):
         besides = " besides the base" if row.base in {"needed", "origin"} else ""
         need = str(low) if low == high else f"at least {low}"
+        plural = "s" * (low > 1)
         raise UsageError(
-            f"{where}: {row.name} takes {need} model{'s' * (need != '1')}{besides}, "
+            f"{where}: {row.name} takes {need} model{plural}{besides}, "
             f"not {len(experts)}"
         )
     if row.alone and len(experts) == 1:
@@ -153,7 +150,7 @@ def _check_inputs(
     for number, entry in enumerate(inputs):
         if any(entry.model == other.model for other in inputs[:number]):
             raise UsageError(
-                f"{entry.model.where}: {entry.model.path} is merged with itself; name "
+                f"{entry.model.where}: {entry.model.text} is merged with itself; name "
                 "each model once, with the sum of its weights"
             )
     if base is None and row.base in {"needed", "start"}:
@@ -165,7 +162,7 @@ def _check_inputs(
         )
     if base and row.base != "model" and all(entry.model != base for entry in inputs):
         raise UsageError(
-            f"{where}: the base model {base.path} is not among the sources of this slice\n"
+            f"{where}: the base model {base.text} is not among the sources of this slice\n"
             "Add it to the sources, with its layer_range"
         )
 
@@ -208,7 +205,7 @@ def _own(knob: Knob, entry: Input, levels: Levels, layers: int | None) -> Any:
     value = resolve(knob, (entry.params, *levels), layers=layers)
     if value is None:
         raise ParameterError(
-            f"{entry.model.where}: no {knob.name} for {entry.model.path}\n"
+            f"{entry.model.where}: no {knob.name} for {entry.model.text}\n"
             f"Give it under the model's parameters, or one for all at the end"
         )
     return value
@@ -239,20 +236,8 @@ def _check_sum(row: Row, values: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _source(model: Reference, base: Input | None) -> Source:
-    if model.revision:
-        raise UsageError(
-            f"{model.where}: a revision ({model.revision}) is not supported yet\n"
-            "Name a folder that holds it"
-        )
-    if model.lora is None:
-        return Source(path=model.path, where=model.where)
-    if base is None or base.model.path != model.path or base.model.lora:
-        raise UsageError(
-            f"{model.where}: MODEL+LORA is read where MODEL is the base_model of a method "
-            "on differences\nMerge the adapter into its model first, and name the result"
-        )
-    return Source(path=model.lora, where=model.where)
+def _source(model: Reference) -> Source:
+    return Source(path=model.path, adapter=model.lora, where=model.where)
 
 
 def _donor(config: Config) -> Reference:
@@ -274,7 +259,7 @@ def _tokenizer(config: Config) -> dict[str, str]:
             raise UsageError(f"{item.where}: the tokenizer 'base' needs base_model")
         return {"tokenizer": "base", "vocabulary": "base"}
     model = reference(item)
-    if model.revision or model.lora:
+    if model.lora:
         raise UsageError(
             f"{item.where}: name the folder of a tokenizer, or union, or base"
         )
