@@ -120,7 +120,7 @@ def damaged(folder: Path, case: str) -> None:
     elif case == "LOHA":
         settings["peft_type"] = "LOHA"
     elif case == "no weight":
-        tensors = {k.replace("m.q", "other.q"): t for k, t in tensors.items()}
+        tensors = {k.replace("m.q", "m.z"): t for k, t in tensors.items()}
     elif case == "LoKr":
         config.unlink()
         tensors = {"lora_unet_m_q.lokr_w1": torch.ones(2, 2)}

@@ -24,9 +24,10 @@ def rehearse(
     from mtk.merging import prepare
 
     plan = prepare(**request, strict=False)
-    wrong = [
-        text.splitlines()[0] for part in plan.parts for text in mismatches(part.job)
-    ]
+    jobs = [part.job for part in (*plan.stages, *plan.parts)]
+    # Jobs of one recipe share their models, and some of what is wrong with them.
+    found_wrong = (text.splitlines()[0] for job in jobs for text in mismatches(job))
+    wrong = list(dict.fromkeys(found_wrong))
     found = {**_facts(plan), **({} if wrong else _costs(plan, workers))}
     found |= {"path": request["output"], "mismatches": wrong}
     if as_json:
@@ -65,7 +66,7 @@ def _costs(plan: Plan, workers: int | None) -> dict[str, Any]:
     from mtk.estimates import expected_bytes, expected_seconds
     from mtk.shards import size_of
 
-    jobs = [part.job for part in plan.parts]
+    jobs = [part.job for part in (*plan.stages, *plan.parts)]
     return {
         "reads": sum(expected_bytes(job) for job in jobs),
         "disk": sum(size_of(info) for info in plan.infos().values()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,13 +86,13 @@ class Caller:
         for step in span.steps(size):
             if random is not None:
                 random.at(step.start)
-            given = self._given(span.name, lambda s, step=step: self._flat(s, [step]))
+            given = self._given(span.name, partial(self._flat, spans=[step]))
             yield step.start, self._call(span.name, given | extras)
 
     def joined(self, spans: Sequence[Span]) -> Any:
         """What the function returns for several tensors, end to end."""
         name = spans[0].name
-        given = self._given(name, lambda source: self._flat(source, spans))
+        given = self._given(name, partial(self._flat, spans=spans))
         return self._call(name, given | self._extras(name, {}))
 
     def whole(self, name: str, own: Mapping[str, Any]) -> Any:
@@ -99,7 +100,7 @@ class Caller:
         given = self._given(name, lambda source: self._reader.whole(source, name))
         return self._call(name, given | self._extras(name, own))
 
-    def _flat(self, source: Checkpoint, spans: Sequence[Span]) -> Tensor:
+    def _flat(self, source: Checkpoint, *, spans: Sequence[Span]) -> Tensor:
         return self._reader.flat(source, spans)
 
     def _entries(self, name: str) -> int:

@@ -169,10 +169,9 @@ class Sums:
 
 def add(sums: dict[str, Any], found: Mapping[str, Any]) -> None:
     """Add numbers and tensors to sums, in the sums' own memory where that goes."""
-    for key, value in found.items():
+    for key, given in found.items():
+        value = given.cpu() if isinstance(given, torch.Tensor) else given
         known = sums.get(key)
-        if isinstance(value, torch.Tensor):
-            value = value.cpu()
         if known is None:
             # A copy: inputs' memory is used again, and the sum grows in place.
             sums[key] = value.clone() if isinstance(value, torch.Tensor) else value

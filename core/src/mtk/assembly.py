@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import re
+from collections import Counter
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from typing import TYPE_CHECKING, Any
 
-from mtk.errors import ParameterError, UsageError
+from mtk.errors import CheckpointError, ParameterError, UsageError
 from mtk.job import Job, takes
-from mtk.layers import depths, only_stack, place, position
+from mtk.layers import depths, place, position
 from mtk.parameters import complete, suggestion
 from mtk.recipes import Choice, evaluate
+from mtk.stacking import stacked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from mtk.adapters import Checkpoint
     from mtk.declare import Method, TensorInfo
-    from mtk.recipes import Recipe, Slab, Source
+    from mtk.recipes import Recipe, Rule, Slab, Source
 
     Find = Callable[[str], Method]
 
@@ -73,52 +75,77 @@ def parts(
         slabs: the slabs of the recipe with their opened models.
         given: further fields of every :class:`mtk.job.Job` (``masks`` ...).
     """
-    groups: dict[tuple[int, str], _Group] = {}
-    checked: dict[str, dict[str, Any]] = {}
-    sections = list(_stacked(slabs)) if slabs else [(None, models)]
-    seen: set[str] = set()
-    for number, (slab, section) in enumerate(sections):
+    made, seen, floats, checked = [], dict[str, None](), set[str](), _Checked()
+    rules = [(rule, _fits(*rule.match)) for rule in recipe.rules]
+    others = [r.method for r in recipe.rules] + [s.method for s in recipe.slabs]
+    for other in filter(None, others):
+        find(other)  # an unknown one is refused, whether or not a later rule wins
+    sections = list(stacked(slabs)) if slabs else [(None, models)]
+    for slab, section in sections:
         assert section is not None
+        groups: dict[str, _Group] = {}
+        rest = []
         names = section.first.names()
-        where_in = _positions(names, slabbed=slab is not None)
+        where_in = _positions(section.first, slabbed=slab is not None)
         for name in names:
+            seen[name] = None
             info = section.first.info(name)
-            seen.add(name)
-            method, params = _chosen(recipe, slab, name)
-            declared = find(method)
-            key = number, method
-            group = groups.setdefault(key, _Group(section, declared))
-            group.names.append(name)
+            floats |= {name} if info.role != "buffer" else set()
             if not takes(recipe.only, info):
+                rest.append(name)
                 continue
+            method, params = _chosen(recipe, slab, rules, name)
+            if method not in groups:
+                groups[method] = _Group(section, find(method))
+            group = groups[method]
+            group.names.append(name)
             values = _evaluated(recipe, params, name, where_in(name))
-            text = f"{method} {len(section.experts)} {values!r}"
-            if text not in checked:
-                checked[text] = _completed(declared, values, len(section.experts))
-            group.params[name] = checked[text]
-    _check_patterns(recipe, seen)
-    return [_part(recipe, group, given) for group in groups.values()]
+            group.params[name] = checked(group, values)
+        if not groups:
+            method = (slab.method if slab else None) or recipe.method
+            groups[method] = _Group(section, find(method))
+        # What is copied is the same whoever does it.
+        next(iter(groups.values())).names += rest
+        made += [_part(recipe, group, given) for group in groups.values()]
+    _check_patterns(recipe, seen, floats)
+    return made
 
 
-def _positions(names: Sequence[str], *, slabbed: bool) -> Callable[[str], float]:
+class _Checked:
+    """Complete and checked parameters; equal ones are the same dict."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def __call__(self, group: _Group, values: dict[str, Any]) -> dict[str, Any]:
+        count = len(group.models.experts)
+        text = f"{group.method.name} {count} {values!r}"
+        if text not in self._known:
+            self._known[text] = _completed(group.method, values, count)
+        return self._known[text]
+
+
+def _positions(models: Checkpoint, *, slabbed: bool) -> Callable[[str], float]:
     """How deep a tensor lies, from 0 to 1: in its stack of layers, or in its slab."""
+    names = models.names()
     deep = depths(names)
-    if not slabbed:
-        return lambda name: position(name, deep)
-    layers = [found.layer for found in map(place, names) if found]
-    low, high = min(layers), max(layers)
+    layers = [found.layer for found in map(place, names) if found] if slabbed else []
+    low, high = (min(layers), max(layers)) if layers else (0, 0)
 
     def within(name: str) -> float:
-        found = place(name)
+        found = place(name) if slabbed else None
         if found is None:
-            return position(name, {})
+            return position(name, deep, models.info(name).role)
         return (found.layer - low) / max(high - low, 1)
 
     return within
 
 
 def _chosen(
-    recipe: Recipe, slab: Slab | None, name: str
+    recipe: Recipe,
+    slab: Slab | None,
+    rules: Sequence[tuple[Rule, Callable[[str], Any]]],
+    name: str,
 ) -> tuple[str, Mapping[str, Any]]:
     """Method and parameters of a tensor, before they are evaluated for it."""
     method, params = recipe.method, dict(recipe.params)
@@ -126,8 +153,8 @@ def _chosen(
         if slab.method and slab.method != method:
             method, params = slab.method, {}
         params |= slab.params
-    for rule in recipe.rules:
-        if not any(fnmatchcase(name, pattern) for pattern in rule.match):
+    for rule, fits in rules:
+        if not fits(name):
             continue
         if rule.method and rule.method != method:
             method, params = rule.method, {}
@@ -144,8 +171,8 @@ def _evaluated(
             values[key] = evaluate(value, name, where)
         except LookupError:
             raise ParameterError(
-                f"{recipe.where or 'recipe'}: {key!r} has no value for {name!r}\n"
-                "Add a case that fits every tensor, as a last one without a filter"
+                f"{_place(recipe.where)}{key!r} has no value for {name!r}\n"
+                "Add a case that fits every tensor, as a last one: '*'"
             ) from None
     return values
 
@@ -155,29 +182,52 @@ def _completed(
 ) -> dict[str, Any]:
     params = complete(method.params, values, owner=method.name, experts=experts)
     weights = params.get("weights")
-    if params.get("normalize") is True and isinstance(weights, list):
-        total = sum(weights) + params.get("base_weight", 0.0)
+    if params.get("normalize") is True and weights is not None:
+        given = weights if isinstance(weights, list) else [weights] * experts
+        total = sum(given) + params.get("base_weight", 0.0)
         if abs(total) < SMALLEST_SUM:
             raise ParameterError(
-                f"{method.name}: the weights {weights} sum to {total:g}, and cannot be "
+                f"{method.name}: the weights {given} sum to {total:g}, and cannot be "
                 "normalised\nGive normalize=false, or weights with another sum"
             )
     return params
 
 
-def _check_patterns(recipe: Recipe, names: Iterable[str]) -> None:
-    """Every pattern of rules and choices must fit some tensor."""
+def _check_patterns(recipe: Recipe, names: Iterable[str], floats: set[str]) -> None:
+    """Every pattern, of ``only``, rules and choices, must fit some tensor."""
     known = list(names)
-    wanted = [(pattern, rule.where) for rule in recipe.rules for pattern in rule.match]
-    for params in (recipe.params, *(rule.params for rule in recipe.rules)):
-        wanted += [(pattern, recipe.where) for pattern in _cases(list(params.values()))]
-    for pattern, where in wanted:
-        if not any(fnmatchcase(name, pattern) for name in known):
-            near = suggestion(pattern.strip("*"), known)
-            raise UsageError(
-                f"{where or 'recipe'}: no tensor fits {pattern!r}{near}\n"
-                "(mtk inspect MODEL shows the names)"
+    for pattern in recipe.only:
+        if not any(map(_fits(pattern), floats)):
+            raise CheckpointError(
+                f"{_place(recipe.where)}no floating-point tensor matches {pattern!r}"
+                f"{_near(pattern, known)}"
             )
+    wanted = [(pattern, rule.where) for rule in recipe.rules for pattern in rule.match]
+    given = [(recipe.params, recipe.where)]
+    given += [(rule.params, rule.where) for rule in recipe.rules]
+    given += [(slab.params, slab.where) for slab in recipe.slabs]
+    for params, where in given:
+        wanted += [(pattern, where) for pattern in _cases(list(params.values()))]
+    for pattern, where in dict.fromkeys(wanted):
+        if not any(map(_fits(pattern), known)):
+            raise UsageError(
+                f"{_place(where)}no tensor fits {pattern!r}{_near(pattern, known)}"
+            )
+
+
+def _fits(*patterns: str) -> Callable[[str], Any]:
+    """What says whether one of the patterns fits a name. They are read once."""
+    return re.compile("|".join(map(translate, patterns))).match
+
+
+def _place(where: str) -> str:
+    return f"{where}: " if where else ""
+
+
+def _near(pattern: str, names: Sequence[str]) -> str:
+    return (
+        f"{suggestion(pattern.strip('*'), names)}\n(mtk inspect MODEL shows the names)"
+    )
 
 
 def _cases(value: Any) -> Iterable[str]:
@@ -191,10 +241,9 @@ def _cases(value: Any) -> Iterable[str]:
 
 
 def _part(recipe: Recipe, group: _Group, given: Mapping[str, Any]) -> Part:
-    values = list(group.params.values())
-    common = (
-        values[0] if values else _completed(group.method, {}, len(group.models.experts))
-    )
+    common = _usual(list(group.params.values()))
+    if common is None:
+        common = _completed(group.method, {}, len(group.models.experts))
     varied = {name: own for name, own in group.params.items() if own is not common}
     job = Job(
         method=group.method,
@@ -208,7 +257,13 @@ def _part(recipe: Recipe, group: _Group, given: Mapping[str, Any]) -> Part:
         **given,
     )
     _check_scans(job)
-    return Part(job=job, names=tuple(group.names))
+    return Part(job=job, names=tuple(sorted(group.names)))
+
+
+def _usual(values: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """What most tensors have; of equally many, what comes first."""
+    counts = Counter(map(id, values))
+    return max(values, key=lambda own: counts[id(own)], default=None)
 
 
 def _check_scans(job: Job) -> None:
@@ -230,65 +285,6 @@ def _check_scans(job: Job) -> None:
                 )
 
 
-def _stacked(slabs: Sequence[tuple[Slab, Opened]]) -> Iterable[tuple[Slab, Opened]]:
-    """Each slab's models, under the names that its layers have in the result."""
-    start = 0
-    for number, (slab, models) in enumerate(slabs):
-        ends = number == 0, number == len(slabs) - 1
-        depth = {end - begin for _, begin, end in slab.sources}
-        if len(depth) != 1 or min(depth) < 1:
-            raise UsageError(f"{slab.where}: all sources of a slab need as many layers")
-        ranges = [begin for _, begin, _ in slab.sources]
-        count = depth.pop()
-        experts = [
-            _cut(model, begin, count, start, ends, slab.where)
-            for model, begin in zip(models.experts, ranges, strict=True)
-        ]
-        base = models.base
-        if base is not None:
-            begin, end = slab.base_range or slab.sources[0][1:]
-            if end - begin != count:
-                raise UsageError(f"{slab.where}: the base needs {count} layers as well")
-            base = _cut(base, begin, count, start, ends, slab.where)
-        yield slab, Opened(experts=experts, base=base)
-        start += count
-
-
-def _cut(
-    model: Checkpoint,
-    begin: int,
-    count: int,
-    start: int,
-    ends: tuple[bool, bool],
-    where: str,
-) -> Checkpoint:
-    """``count`` layers from ``begin`` on, called ``start`` and so on; ends of the model.
-
-    The first slab brings the embeddings, the last one everything else outside layers.
-    """
-    names = list(model.names())
-    stack = only_stack(names, model.label)
-    depth = depths(names)[stack]
-    if begin + count > depth:
-        raise UsageError(
-            f"{where}: {model.label} has layers 0 to {depth - 1}; {begin} to "
-            f"{begin + count - 1} are asked for"
-        )
-    mapping: dict[str, str] = {}
-    for name in names:
-        found = place(name)
-        if found is None:
-            early = model.info(name).role == "embedding"
-            if ends[0] if early else ends[1]:
-                mapping[name] = name
-        elif begin <= found.layer < begin + count:
-            mapping[found.at(found.layer - begin + start)] = name
-    from mtk.views import Renamed
-
-    cut: Checkpoint = Renamed(model, mapping)
-    return cut
-
-
 def layers_of(slabs: Sequence[Slab]) -> int | None:
     """How many layers the result has, where it is stacked."""
     return sum(s.sources[0][2] - s.sources[0][1] for s in slabs) or None
@@ -306,12 +302,9 @@ def sources_of(recipe: Recipe) -> list[Source]:
 def result(found: Sequence[Part]) -> dict[str, TensorInfo]:
     """All tensors of the result."""
     infos: dict[str, TensorInfo] = {}
-    clash: dict[str, int] = defaultdict(int)
     for part in found:
         for name in part.names:
+            if name in infos:
+                raise UsageError(f"{name!r} comes from two slabs of the recipe")
             infos[name] = part.job.result(name)
-            clash[name] += 1
-    twice = [name for name, count in clash.items() if count > 1]
-    if twice:
-        raise UsageError(f"{twice[0]!r} comes from two slabs of the recipe")
     return infos

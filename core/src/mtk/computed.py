@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from threading import Lock
+from threading import Lock, local
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 class Computed:
     """The static result of a plan's parts, seen as a checkpoint.
 
-    Nothing is kept: each reading computes a tensor again. What a two-pass method adds up
-    over the model is computed once, at the first reading.
+    Nothing is kept: each reading computes a tensor again, rounded to the dtype of the
+    result, as if it had been written to a file. What a two-pass method adds up over the
+    model is computed once, at the first reading.
     """
 
     kind = "full"
@@ -38,7 +39,7 @@ class Computed:
                     f"{label}: {method.name} cannot be an earlier stage of a recipe\n"
                     "Stages are methods that give one checkpoint, tensor by tensor"
                 )
-        self.label = label
+        self.label, self.parts = label, tuple(parts)
         self._parts = {name: part for part in parts for name in part.names}
         self._ready: dict[int, Ready] = {}
         self._lock = Lock()
@@ -50,6 +51,12 @@ class Computed:
     def info(self, name: str) -> TensorInfo:
         """Shape, dtype and role of one tensor."""
         return self._parts[name].job.result(name)
+
+    def settle(self) -> None:
+        """Let the sources settle the roles of their tensors, where they can."""
+        for part in self.parts:
+            for source in part.job.sources:
+                getattr(source, "settle", lambda: None)()
 
     def read(self, name: str) -> Tensor:
         """One tensor of the result."""
@@ -67,6 +74,11 @@ class Computed:
             return self._ready[id(job)]
 
 
+class _Last(local):
+    name = ""
+    tensor: Tensor | None = None
+
+
 class Ready:
     """A job whose scans are done, read tensor by tensor by whoever asks."""
 
@@ -74,6 +86,7 @@ class Ready:
         from mtk.engine import prepare
 
         self._job, self._merge = job, prepare(job)
+        self._last = _Last()
 
     def read(self, name: str) -> Tensor:
         """One tensor of the result."""
@@ -84,7 +97,7 @@ class Ready:
         """Entries ``start`` to ``end``, counted flat; computed alone where they can be."""
         unit = whole(self._job, self._twin(name))
         if not self._merge.divisible(unit) or not self._merge.large(unit.name):
-            return self.read(name).flatten()[start:end]
+            return self._whole(unit.name)[start:end]
         dtype: torch.dtype = getattr(torch, self._job.result(name).dtype)
         result = torch.empty(end - start, dtype=dtype)
 
@@ -93,6 +106,15 @@ class Ready:
 
         self._merge.parts(replace(unit, spans=(Span(unit.name, start, end),)), put)
         return result
+
+    def _whole(self, name: str) -> Tensor:
+        """A tensor that is read in parts, but made in one go; the thread's last stays."""
+        if self._last.name != name:
+            self._last.tensor = None  # before there is another one
+            self._last.tensor = self.read(name).flatten()
+            self._last.name = name
+        assert self._last.tensor is not None
+        return self._last.tensor
 
     def _twin(self, name: str) -> str:
         return self._job.report.tied.get(name, name)

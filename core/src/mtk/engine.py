@@ -12,7 +12,6 @@ Nothing grows with the model, unless the result is kept in memory
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,11 +44,11 @@ if TYPE_CHECKING:
 # Entries of one slice for a merge: a few hundred kB of float32 for each expert, which
 # stay in the second-level cache of common processors. On a GPU they are more, so that
 # starting its work costs little beside.
-CHUNK = 1 << 16
+CHUNK = 1 << 18
 GPU_CHUNK = 1 << 24
 # A scan gets slices of this many chunks, so that handing over what it counted costs
 # little beside counting.
-SCANNED = 8
+SCANNED = 2
 # Entries of one piece of work, where a tensor can be cut: large enough that handing it
 # out costs nothing, small enough that the threads finish together.
 UNIT = 1 << 22
@@ -68,6 +67,8 @@ def run(
     A static result has the dtype of the first checkpoint.
 
     Args:
+        job: what to merge; it gets its report.
+        names: of all tensors of the result.
         workers: threads; the result is the same for every number of them.
         device: where the method computes, ``cpu`` or ``cuda``.
         progress: is told how many bytes of inputs were read since its last call.
@@ -100,7 +101,7 @@ def write(
 ) -> None:
     """Run a job with a static result, and put it into a file as it comes.
 
-    Arguments are those of :func:`run`.
+    Arguments are those of :func:`run`; ``output`` takes the parts.
     """
     frame = _prepare(job, names, workers, device, progress)
     if job.method.scope == "model":
@@ -180,7 +181,7 @@ class _Merge:
             job, frame, self._reader, job.method.target, self._sums.total
         )
         self._copies = Reader(frame.lane, frame.meter)
-        job.report.passes += 1
+        job.report.passes += 1 + len(self._sums.apart)
 
     def divisible(self, unit: Unit) -> bool:
         """Whether several threads may share a tensor.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mtk._scans import runs
 from mtk.pipeline import default_workers
 from mtk.shards import size_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from mtk.job import Job
 
 # Input bytes that one thread takes per second and pass; the slower half of what was
@@ -16,23 +19,52 @@ BYTES_PER_SECOND = 4e8
 
 
 def expected_bytes(job: Job) -> int:
-    """Bytes of inputs that all passes read, if every scan runs."""
-    sources = [
-        *job.experts,
-        *([job.base] if job.base and job.method.needs.base else []),
-    ]
-    merged = [name for name in job.first.names() if job.merged(job.first.info(name))]
-    once = sum(size_of(source.info(name)) for source in sources for name in merged)
-    scans = sum(
-        all(job.params[name] in values for name, values in scan.when.items())
-        for scan in job.method.scans
-    )
-    copied = sum(
-        size_of(job.first.info(name))
-        for name in job.first.names()
-        if not job.merged(job.first.info(name))
-    )
-    return once * (1 + scans) + copied
+    """Bytes of inputs that all passes read, as the engine counts them for ``progress``.
+
+    Tied tensors are read once; only reading them shows that they are, so that here each
+    counts. Tensors of other jobs of the same recipe do not count.
+    """
+    names = job.first.names()
+    mine = names if job.chosen is None else [n for n in names if n in job.chosen]
+    known = {
+        name: [set(file.names()) for file in files]
+        for name, files in job.statistics.items()
+    }
+    total = 0
+    for name in mine:
+        info = job.first.info(name)
+        if job.merged(info):
+            once = sum(_sizes(job, name, known))
+            total += once * _passes(job, name)
+        elif info.role == "buffer":  # compared in all models
+            total += sum(size_of(source.info(name)) for source in job.sources)
+        else:
+            total += size_of(info)
+    return total
+
+
+def _sizes(job: Job, name: str, known: Mapping[str, Sequence[set[str]]]) -> list[int]:
+    """Bytes of what a method is given of one tensor."""
+    sources = [*job.experts]
+    if job.base is not None and job.method.needs.base:
+        sources.append(job.base)
+    if job.method.scope != "model":
+        for statistic in job.method.needs.statistics:
+            pairs = zip(job.statistics[statistic], known[statistic], strict=True)
+            sources += [file for file, names in pairs if name in names]
+    return [size_of(source.info(name)) for source in sources]
+
+
+def _passes(job: Job, name: str) -> int:
+    """How often a tensor is read: by scans of the model, by its own, and at the end."""
+    count, own = 1, 0  # own: scans of this tensor that every later pass repeats
+    for scan in job.method.scans if job.method.scope == "two-pass" else ():
+        if not scan.each and runs(job, scan, job.params):
+            count += 1 + own
+        elif scan.each and runs(job, scan, job.params_of(name)):
+            count += scan.finish is not None
+            own += scan.finish is None
+    return count + own
 
 
 def expected_seconds(job: Job, workers: int | None = None) -> float:

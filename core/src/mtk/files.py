@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from mtk.errors import UsageError
 
@@ -20,16 +22,30 @@ def check_target(
     """Refuse an output that exists, is no safetensors file, or is one of the inputs."""
     if path.suffix != ".safetensors":
         raise UsageError(f"the output {path} must be a file called NAME.safetensors")
-    if any(
-        path.exists() and source.exists() and path.samefile(source) for source in inputs
-    ):
-        raise UsageError(f"{path} is also an input; inputs are never overwritten")
+    for source in inputs:
+        if _is_of(path, source):
+            raise UsageError(
+                f"{path} is the input {source}, or a file of it; inputs are never changed"
+            )
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise UsageError(f"{path} is not a plain file; choose another --output")
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists; choose another --output or add --overwrite")
     if not path.parent.is_dir():
         raise UsageError(f"the folder {path.parent} does not exist")
+
+
+def _is_of(path: Path, source: Path) -> bool:
+    """Whether a path is an input, or belongs to the folder that is one."""
+    if not source.exists():
+        return False
+    if not source.is_dir():
+        return path.exists() and path.samefile(source)
+    if source.resolve() in path.resolve().parents:
+        return True
+    return path.exists() and any(
+        file.is_file() and path.samefile(file) for file in source.glob("*.safetensors")
+    )
 
 
 def belongs(folder: Path, file: Path) -> bool:
@@ -59,6 +75,15 @@ def state_of(file: Path) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def open_plain(file: Path) -> BinaryIO:
+    """Open a regular file for reading; anything else, such as a pipe, is an OSError."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(file))
+    return os.fdopen(descriptor, "rb")
+
+
 def replace_file(path: Path, write: Iterable[bytes | memoryview]) -> None:
     """Write chunks, one after the other, into a file that appears when it is complete."""
     offset = 0
@@ -72,9 +97,12 @@ def replace_file(path: Path, write: Iterable[bytes | memoryview]) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[int]:
     """Give the descriptor of a temporary file; at the end, sync and rename it."""
-    descriptor, name = tempfile.mkstemp(
-        prefix=f".{path.name}.", suffix=".partial", dir=path.parent
-    )
+    try:
+        descriptor, name = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=".partial", dir=path.parent
+        )
+    except OSError as error:
+        raise UsageError(f"{path} could not be written: {error}") from error
     temporary = Path(name)
     try:
         try:
@@ -84,6 +112,7 @@ def replacing(path: Path) -> Iterator[int]:
             os.close(descriptor)
         temporary.chmod(file_mode(0o666))
         temporary.replace(path)
+        sync(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UsageError(f"{path} could not be written: {error}") from error
@@ -92,9 +121,18 @@ def replacing(path: Path) -> Iterator[int]:
         raise
 
 
+def sync(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def file_mode(mode: int) -> int:
     """The mode, as the user's mask allows it."""
-    umask = os.umask(0)
+    umask = os.umask(0o077)  # what another thread makes meanwhile is closed, not open
     os.umask(umask)
     return mode & ~umask
 

@@ -15,14 +15,13 @@ import os
 import re
 import secrets
 import shutil
-import stat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from mtk.errors import CheckpointError, UsageError
-from mtk.files import file_mode
+from mtk.files import file_mode, open_plain, state_of, sync
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -33,6 +32,10 @@ PARTIAL = ".partial-"
 _LEFT_BEHIND = re.compile(r"\.partial-[0-9a-f]{8}$")
 # Room that must be free, as a multiple of what will be written.
 RESERVE = 1.05
+# A manifest lists some hundreds of files.
+MOST_MANIFEST_BYTES = 20_000_000
+# What makes up the weights of a folder.
+_WEIGHTS = ("*.safetensors", "*.safetensors.index*.json")
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _HERE = -100  # AT_FDCWD
 
@@ -41,6 +44,10 @@ def check_folder(
     path: Path, inputs: Iterable[Path] = (), *, overwrite: bool = False
 ) -> None:
     """Refuse a place where a result folder must not be written."""
+    if path.name in {"", ".."}:
+        raise UsageError(f"{path}: name the folder itself, as in {path / 'OUT'}")
+    if _LEFT_BEHIND.search(path.name):
+        raise UsageError(f"{path} is a name for unfinished folders; choose another")
     if not path.parent.is_dir():
         raise UsageError(f"the folder {path.parent} does not exist")
     if path.is_symlink() or (path.exists() and not path.is_dir()):
@@ -48,7 +55,7 @@ def check_folder(
     target = path.resolve()
     for source in inputs:
         there = source.resolve()
-        if there == target or target in there.parents or there in target.parents:
+        if _overlap(there, target):
             raise UsageError(
                 f"{path} and the input {source} overlap; inputs are never overwritten"
             )
@@ -56,11 +63,43 @@ def check_folder(
         return
     if not overwrite:
         raise UsageError(f"{path} exists; choose another output or add --overwrite")
-    if any(path.iterdir()) and not (path / MANIFEST).is_file():
+    _check_ours(path)
+
+
+def _overlap(one: Path, two: Path) -> bool:
+    """Whether one is the other, or lies in it; under whatever names."""
+    return any(_same(place, two) for place in (one, *one.parents)) or any(
+        _same(place, one) for place in two.parents
+    )
+
+
+def _same(one: Path, two: Path) -> bool:
+    return one == two or (one.exists() and two.exists() and one.samefile(two))
+
+
+def _check_ours(path: Path) -> None:
+    """Refuse to replace a folder that holds anything which mtk did not write."""
+    if not any(path.iterdir()):
+        return
+    try:
+        manifest = _manifest(path)
+    except CheckpointError:
+        manifest = None
+    if manifest is None:
         raise UsageError(
-            f"{path} was not written by mtk (no {MANIFEST}), so it is not replaced\n"
-            "Remove it yourself, or choose another output"
+            f"{path} was not written by mtk (no {MANIFEST} of its own), so it is not "
+            "replaced\nRemove it yourself, or choose another output"
         )
+    known = {MANIFEST, *manifest["outputs"]}
+    for place, folders, files in os.walk(path):
+        linked = [name for name in folders if (Path(place) / name).is_symlink()]
+        for name in sorted([*files, *linked]):
+            file = Path(place) / name
+            if file.relative_to(path).as_posix() not in known:
+                raise UsageError(
+                    f"{file} was not written by mtk, so {path} is not replaced\n"
+                    "Move it away, or choose another output"
+                )
 
 
 def check_space(path: Path, size: int) -> None:
@@ -75,7 +114,14 @@ def check_space(path: Path, size: int) -> None:
 
 def stale(path: Path) -> list[Path]:
     """Partial folders that interrupted runs left beside ``path``."""
-    return sorted(path.parent.glob(f"{path.name}{PARTIAL}*"))
+    start = f"{path.name}{PARTIAL}"
+    if not path.parent.is_dir():
+        return []
+    return sorted(
+        place
+        for place in path.parent.iterdir()
+        if place.name.startswith(start) and _LEFT_BEHIND.search(place.name)
+    )
 
 
 @contextmanager
@@ -105,7 +151,7 @@ def _open_up(folder: Path) -> None:
             (Path(place) / name).chmod(file_mode(0o666))
         for name in folders:
             (Path(place) / name).chmod(file_mode(0o777))
-        _sync(Path(place))
+        sync(Path(place))
     folder.chmod(file_mode(0o777))
 
 
@@ -118,7 +164,7 @@ def _place(partial: Path, path: Path, *, overwrite: bool) -> None:
         partial.rename(path)
     else:  # someone else was faster
         raise UsageError(f"{path} exists by now; nothing was replaced")
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _swap(partial: Path, path: Path) -> None:
@@ -145,14 +191,6 @@ def _exchange(one: Path, two: Path) -> bool:
     return bool(status == 0)
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def put_file(folder: Path, name: str, content: Path | bytes) -> None:
     """Write or copy one small file into a partial folder, and sync it."""
     place = folder / inside(name)
@@ -161,7 +199,7 @@ def put_file(folder: Path, name: str, content: Path | bytes) -> None:
         if isinstance(content, bytes):
             out.write(content)
         else:
-            with content.open("rb") as source:
+            with open_plain(content) as source:
                 shutil.copyfileobj(source, out)
         out.flush()
         os.fsync(out.fileno())
@@ -199,10 +237,8 @@ def hashes(files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
 def sha256(path: Path) -> dict[str, Any]:
     """The hash of one file, which must not change meanwhile."""
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             before = os.fstat(file.fileno())
-            if not stat.S_ISREG(before.st_mode):
-                raise CheckpointError(f"{path} is not a regular file")
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             after = os.fstat(file.fileno())
     except OSError as error:
@@ -210,6 +246,23 @@ def sha256(path: Path) -> dict[str, Any]:
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise CheckpointError(f"{path} changed while it was being read")
     return {"sha256": digest, "bytes": after.st_size}
+
+
+def check_unchanged(files: Mapping[Path, tuple[int, ...]]) -> None:
+    """Refuse files that are no longer as :func:`mtk.files.state_of` found them."""
+    for file, state in files.items():
+        try:
+            same = state_of(file) == state
+        except OSError as error:
+            raise CheckpointError(f"{file} could not be read: {error}") from error
+        if not same:
+            raise CheckpointError(f"{file} changed while it was being read")
+
+
+def is_partial(path: Path) -> bool:
+    """Whether this is, or lies in, a folder that an interrupted run left behind."""
+    place = path.resolve()
+    return any(_LEFT_BEHIND.search(part) for part in place.parts)
 
 
 def check_manifest(folder: Path, *, contents: bool = False) -> dict[str, Any] | None:
@@ -220,36 +273,58 @@ def check_manifest(folder: Path, *, contents: bool = False) -> dict[str, Any] | 
     Raises:
         CheckpointError: the folder is a partial one, or not what the manifest says.
     """
-    if _LEFT_BEHIND.search(folder.name):
+    if is_partial(folder):
         raise CheckpointError(
             f"{folder} is what an interrupted merge left behind; remove it"
         )
-    file = folder / MANIFEST
-    if not file.is_file():
+    manifest = _manifest(folder)
+    if manifest is None:
         return None
-    try:
-        manifest: dict[str, Any] = json.loads(file.read_text())
-        ours = "mtk" in manifest
-        expected = {
-            str(inside(name)): (entry["bytes"], entry["sha256"])
-            for name, entry in (manifest["outputs"] if ours else {}).items()
-        }
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file} is damaged: {error}") from error
-    if not ours:
-        return None  # some other tool's manifest
-    for name, (size, digest) in expected.items():
+    outputs = manifest["outputs"]
+    for name, entry in outputs.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
             raise CheckpointError(
                 f"{path} is missing or has another size than {MANIFEST} says\n"
                 "The folder was changed after it was written, or copied incompletely"
             )
-        if contents and sha256(path)["sha256"] != digest:
+        if contents and sha256(path)["sha256"] != entry["sha256"]:
             raise CheckpointError(f"{path} is not the file that {MANIFEST} describes")
-    extra = [f for f in folder.glob("*.safetensors") if f.name not in expected]
-    if extra:
-        raise CheckpointError(
-            f"{extra[0]} is not in {MANIFEST}: it was added to the merged model later"
-        )
+    for place in {folder, *((folder / name).parent for name in outputs)}:
+        for pattern in _WEIGHTS:
+            for file in place.glob(pattern):
+                if file.relative_to(folder).as_posix() not in outputs:
+                    raise CheckpointError(
+                        f"{file} is not in {MANIFEST}: it was added to the merged model "
+                        "later"
+                    )
     return manifest
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest that mtk wrote, checked for form; None where there is none of ours."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        return None
+    try:
+        with file.open("rb") as handle:
+            text = handle.read(MOST_MANIFEST_BYTES + 1)
+        if len(text) > MOST_MANIFEST_BYTES:
+            raise ValueError(f"it has more than {MOST_MANIFEST_BYTES:,} bytes")
+        manifest: dict[str, Any] = json.loads(text)
+        if "mtk" not in manifest:
+            return None  # some other tool's manifest
+        outputs = {
+            str(inside(name)): {"bytes": entry["bytes"], "sha256": entry["sha256"]}
+            for name, entry in manifest["outputs"].items()
+        }
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
+        raise CheckpointError(f"{file} is damaged: {error}") from error
+    return {**manifest, "outputs": outputs}

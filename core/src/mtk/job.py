@@ -94,36 +94,45 @@ def check_structure(job: Job) -> None:
 
 def mismatches(job: Job) -> Iterator[str]:
     """Everything in which the sources do not fit together, one message each."""
-    first, names = job.first, set(job.first.names())
+    names = set(job.first.names())
     for source in job.sources[1:]:
-        other = set(source.names())
-        for odd in sorted(names ^ other):
-            if not _wanted(job, odd):
-                continue
-            has, lacks = (first, source) if odd in names else (source, first)
-            yield (
-                f"{odd!r} is in {has.label} but not in {lacks.label}\n"
-                f"({len(names - other)} missing, {len(other - names)} extra in all)"
-            )
-        for name in sorted(names & other):
-            here, there = first.info(name), source.info(name)
-            for what in ("shape",) if job.dtype else ("shape", "dtype"):
-                one, two = getattr(here, what), getattr(there, what)
-                if one != two:
-                    yield (
-                        f"{job.method.name}: {name!r} has {what} {one} in {first.label}, "
-                        f"{two} in {source.label}{_remedy(what)}"
-                    )
-    if not any(job.merged(first.info(name)) for name in names):
+        yield from _odd_names(job, source, names)
+        yield from _odd_tensors(job, source, names)
+    merged = (job.merged(job.first.info(name)) for name in names)
+    if job.chosen is None and not any(merged):
         yield f"no floating-point tensor matches {', '.join(job.only)}"
     for statistic, files in job.statistics.items():
         for file in files:
             yield from _unfit_statistic(job, statistic, file)
 
 
-def _wanted(job: Job, name: str) -> bool:
-    """Whether a tensor that some model lacks matters; outside ``only`` it does not."""
-    return any(fnmatchcase(name, pattern) for pattern in job.only)
+def _odd_names(job: Job, source: Checkpoint, names: set[str]) -> Iterator[str]:
+    """Tensors that one model lacks. Outside the merge they do not matter."""
+    other = set(source.names())
+    mine = names if job.chosen is None else names & job.chosen
+    for odd in sorted(mine - other | (other - names)):
+        if not any(fnmatchcase(odd, pattern) for pattern in job.only):
+            continue
+        has, lacks = (job.first, source) if odd in names else (source, job.first)
+        yield (
+            f"{odd!r} is in {has.label} but not in {lacks.label}\n"
+            f"({len(names - other)} missing, {len(other - names)} extra in all)"
+        )
+
+
+def _odd_tensors(job: Job, source: Checkpoint, names: set[str]) -> Iterator[str]:
+    """Tensors of another shape or dtype, as far as they are merged or compared."""
+    for name in sorted(names & set(source.names())):
+        here, there = job.first.info(name), source.info(name)
+        if here.role != "buffer" and not job.merged(here):
+            continue
+        for what in ("shape",) if job.dtype else ("shape", "dtype"):
+            one, two = getattr(here, what), getattr(there, what)
+            if one != two:
+                yield (
+                    f"{job.method.name}: {name!r} has {what} {one} in {job.first.label}, "
+                    f"{two} in {source.label}{_remedy(what)}"
+                )
 
 
 def _remedy(what: str) -> str:

@@ -44,14 +44,15 @@ def depths(names: Iterable[str]) -> dict[str, int]:
     return deepest
 
 
-def position(name: str, deep: Mapping[str, int]) -> float:
+def position(name: str, deep: Mapping[str, int], role: str = "") -> float:
     """How deep a tensor lies in its stack, from 0 to 1.
 
-    Outside of all layers, embeddings count as the beginning, all others as the end.
+    Outside of all layers, embeddings (by ``role`` or name) count as the beginning, all
+    others as the end.
     """
     found = place(name)
     if found is None:
-        return 0.0 if "embed" in name else 1.0
+        return 0.0 if role == "embedding" or "embed" in name else 1.0
     return found.layer / max(deep[found.stack] - 1, 1)
 
 

@@ -33,6 +33,7 @@ class Plan:
         layout: how the result is stored.
         recipe: the request.
         inputs: every model that is read, by the name the user gave it.
+        stages: the parts of all earlier stages.
         donor: the model that gives layout, config and tokenizer.
         notes: what was decided on the way, for the user to know.
     """
@@ -41,6 +42,7 @@ class Plan:
     layout: Layout
     recipe: Recipe
     inputs: dict[str, Input] = field(default_factory=dict)
+    stages: list[Part] = field(default_factory=list)
     donor: str = ""
     notes: list[str] = field(default_factory=list)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mtk
+from mtk.assembly import sources_of
 from mtk.folders import (
     CARD,
     check_space,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from mtk.merging import Plan
-    from mtk.recipes import Recipe, Source
+    from mtk.recipes import Recipe, Slab, Source
     from mtk.shards import Shard, Weights
 
 FORMAT = 1
@@ -71,46 +72,56 @@ def write_folder(
 
 def public(plan: Plan) -> Plan:
     """The plan, named without the folders of this machine, for a result that is shared."""
+    texts = {item.name for item in plan.inputs.values()} | {plan.donor}
+    for recipe in (plan.recipe, *plan.recipe.stages):
+        texts |= {recipe.donor or "", recipe.tokenizer}
+        for item in sources_of(recipe):
+            texts |= {item.path, item.adapter or ""}
+    names = _short({text for text in texts if Path(text).is_absolute()})
 
-    def short(text: str) -> str:
-        return Path(text).name if Path(text).is_absolute() else text
+    def source(item: Source) -> Source:
+        adapter = item.adapter and names.get(item.adapter, item.adapter)
+        return replace(item, path=names.get(item.path, item.path), adapter=adapter)
 
-    def source(item: Source | None) -> Source | None:
-        if item is None:
-            return None
-        adapter = item.adapter and short(item.adapter)
-        return replace(item, path=short(item.path), adapter=adapter)
+    def slab(item: Slab) -> Slab:
+        sources = tuple((source(s), start, end) for s, start, end in item.sources)
+        return replace(item, base=item.base and source(item.base), sources=sources)
 
-    def recipe(item: Recipe) -> Recipe:
+    def shared(item: Recipe) -> Recipe:
         return replace(
             item,
-            base=source(item.base),
-            experts=tuple(filter(None, map(source, item.experts))),
-            donor=item.donor and short(item.donor),
-            tokenizer=short(item.tokenizer),
-            slabs=tuple(
-                replace(
-                    slab,
-                    base=source(slab.base),
-                    sources=tuple(
-                        (replace(s, path=short(s.path)), start, end)
-                        for s, start, end in slab.sources
-                    ),
-                )
-                for slab in item.slabs
-            ),
-            stages=tuple(map(recipe, item.stages)),
+            base=item.base and source(item.base),
+            experts=tuple(map(source, item.experts)),
+            donor=item.donor and names.get(item.donor, item.donor),
+            tokenizer=names.get(item.tokenizer, item.tokenizer),
+            slabs=tuple(map(slab, item.slabs)),
+            stages=tuple(map(shared, item.stages)),
         )
 
     return replace(
         plan,
-        recipe=recipe(plan.recipe),
-        donor=short(plan.donor),
+        recipe=shared(plan.recipe),
+        donor=names.get(plan.donor, plan.donor),
         inputs={
-            name: replace(item, name=short(item.name))
+            name: replace(item, name=names.get(item.name, item.name))
             for name, item in plan.inputs.items()
         },
     )
+
+
+def _short(paths: set[str]) -> dict[str, str]:
+    """Each path -> its last name, or as many of its last names as tell it from others."""
+
+    def last(path: str, count: int) -> str:
+        return "/".join(Path(path).parts[-count:])
+
+    found = {}
+    for path in paths:
+        count = 1
+        while sum(last(other, count) == last(path, count) for other in paths) > 1:
+            count += 1
+        found[path] = last(path, count)
+    return found
 
 
 def _inputs(plan: Plan) -> list[dict[str, Any]]:
@@ -181,14 +192,33 @@ def _versions() -> dict[str, str]:
     return dict(sorted(versions.items()))
 
 
+def _companions(plan: Plan) -> str:
+    """Where everything beside the weights comes from."""
+    recipe, donor = plan.recipe, plan.donor
+    if not plan.layout.files:
+        return "Its models have no config, and neither has it."
+    if recipe.tokenizer == "union":
+        return (
+            f"Config and tokenizer come from `{donor}`, with the tokens of all models."
+        )
+    base = recipe.base.path if recipe.base else donor
+    tokens = {"donor": donor, "base": base}.get(recipe.tokenizer, recipe.tokenizer)
+    if tokens == donor:
+        return f"Config and tokenizer come from `{donor}`."
+    return f"The config comes from `{donor}`, the tokenizer from `{tokens}`."
+
+
 def card(plan: Plan, inputs: Sequence[Mapping[str, Any]]) -> str:
     """The model card: how it was made, from what, and by which recipe."""
     head = ["tags:", "- merge", "- mtk"]
     library = _LIBRARIES.get(plan.layout.family)
     if library:
         head.append(f"library_name: {library}")
-    names = [item["name"] for item in inputs]
-    head += ["base_model:", *(f"- {json.dumps(name)}" for name in names)]
+    # The Hub knows its own repositories, and refuses the name of anything else.
+    hub = [i["origin"].removeprefix("hf://") for i in inputs if i["origin"]]
+    names = dict.fromkeys(address.partition("@")[0] for address in hub)
+    head += ["base_model:"] if names else []
+    head += [f"- {json.dumps(name)}" for name in names]
     methods = sorted({part.job.method.name for part in plan.parts})
     papers = {p.job.method.name: p.job.method.paper for p in plan.parts}
     lines = [
@@ -198,7 +228,7 @@ def card(plan: Plan, inputs: Sequence[Mapping[str, Any]]) -> str:
         + ", ".join(f"`{m}` ({papers[m]})" if papers[m] else f"`{m}`" for m in methods)
         + ".",
         "No training took place.",
-        f"Config and tokenizer come from `{plan.donor}`.",
+        _companions(plan),
         "",
         "## Models",
         "",

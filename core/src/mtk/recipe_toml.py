@@ -6,22 +6,24 @@ import re
 import tomllib
 from typing import TYPE_CHECKING, Any
 
-import tomli_w
-
 from mtk.errors import UsageError, first_line
 from mtk.parameters import suggestion
+from mtk.recipe_writing import dump
 from mtk.recipes import Choice, Gradient, Recipe, Rule, Slab, Source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+__all__ = ["dump", "parse_size", "read"]
+
 MOST_BYTES = 1_000_000
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B", re.IGNORECASE)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _PLAIN = ("method", "dtype", "donor", "tokenizer", "vocabulary")
-_KEYS = (*_PLAIN, "name", "base", "experts", "only", "shard_size", "params", "rule")
-_TOP = (*_KEYS, "stack", "stage")
+_KEYS = ("name", *_PLAIN, "base", "experts", "only", "params", "rule", "stack")
+_TOP = (*_KEYS, "shard_size", "stage")
+_MODEL = ("path", "adapter", "rename")
 
 
 def read(path: Path) -> Recipe:
@@ -33,10 +35,15 @@ def read(path: Path) -> Recipe:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise UsageError(f"{path} is larger than {MOST_BYTES} bytes; no recipe is")
-        table = tomllib.loads(path.read_text())
+        table = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not a TOML recipe: {first_line(error)}") from error
-    return _Reader(path).recipe(table, str(path), _TOP)
+    reader = _Reader(path)
+    recipe = reader.recipe(table, str(path), _TOP)
+    unused = reader.unused()
+    if unused:
+        raise UsageError(f"{path}: nothing is made from the stage {unused!r}")
+    return recipe
 
 
 class _Reader:
@@ -44,22 +51,17 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._stages: set[str] = set()
+        self._stages: dict[str, bool] = {}  # earlier ones, and whether they are used
+        self._later: set[str] = set()
 
     def recipe(
         self, table: Mapping[str, Any], where: str, keys: Sequence[str]
     ) -> Recipe:
         """The top of the file, or one stage."""
         _known(table, keys, where)
-        if not isinstance(table.get("method"), str):
+        if "method" not in table:
             raise UsageError(f"{where}: method is missing: say how to merge")
-        stages = []
-        for number, part in enumerate(_tables(table, "stage", where), 1):
-            here = f"{where}, stage {number}"
-            if not isinstance(part.get("name"), str):
-                raise UsageError(f"{here}: name is missing")
-            stages.append(self.recipe(part, here, (*_KEYS, "stack")))
-            self._stages.add(part["name"])
+        stages = self._earlier(_tables(table, "stage", where), where)
         own, experts = self._experts(table.get("experts", []), where)
         slabs = tuple(
             self._slab(part, f"{where}, stack {number}")
@@ -67,51 +69,87 @@ class _Reader:
         )
         if bool(experts) == bool(slabs):
             raise UsageError(f"{where}: give either experts or [[stack]]")
-        words = {key: _text(table, key, where) for key in _PLAIN if key in table}
-        base = table.get("base")
+        texts = ("name", *_PLAIN)
+        words = {key: _text(table, key, where) for key in texts if key in table}
         return Recipe(
             experts=experts,
-            base=None if base is None else self._source(base, f"{where}, base"),
-            params=own | _params(table, where),
+            base=self._source(table["base"], f"{where}, base")
+            if "base" in table
+            else None,
+            params=_joined(own, _params(table, where), where),
             rules=tuple(
                 _rule(part, f"{where}, rule {number}")
                 for number, part in enumerate(_tables(table, "rule", where), 1)
             ),
             only=_patterns(table.get("only", ["*"]), f"{where}: only"),
             slabs=slabs,
-            stages=tuple(stages),
-            name=table.get("name", ""),
-            shard_size=_bytes(table.get("shard_size"), where),
+            stages=stages,
+            shard_size=_bytes(table.get("shard_size"), f"{where}: shard_size"),
             where=where,
-            **self._donor(words),
+            **self._donor(words, where),
         )
 
-    def _donor(self, words: dict[str, str]) -> dict[str, Any]:
+    def _earlier(
+        self, tables: Sequence[dict[str, Any]], where: str
+    ) -> tuple[Recipe, ...]:
+        """The stages of the file, each of which may use those before it."""
+        names = [
+            _text(part, "name", f"{where}, stage {number}")
+            for number, part in enumerate(tables, 1)
+        ]
+        self._later |= set(names)
+        stages = []
+        for number, (name, part) in enumerate(zip(names, tables, strict=True), 1):
+            if name in self._stages:
+                raise UsageError(f"{where}: two stages are called {name!r}")
+            stages.append(self.recipe(part, f"{where}, stage {number}", _KEYS))
+            self._later.discard(name)
+            self._stages[name] = False
+        return tuple(stages)
+
+    def unused(self) -> str | None:
+        """A stage that nothing is made from."""
+        return next((name for name, used in self._stages.items() if not used), None)
+
+    def _donor(self, words: dict[str, str], where: str) -> dict[str, Any]:
         donor = words.get("donor")
         if donor is not None and donor != "base":
-            words["donor"] = self._resolved(donor)
+            words["donor"] = self._resolved(donor, where)
         if words.get("tokenizer", "donor") not in {"donor", "union", "base"}:
-            words["tokenizer"] = self._resolved(words["tokenizer"])
+            words["tokenizer"] = self._resolved(words["tokenizer"], where)
         return words
 
-    def _resolved(self, text: str) -> str:
-        """A path relative to the recipe, where there is something at it."""
+    def _resolved(self, text: str, where: str) -> str:
+        """The name of a stage, or a path; relative to the recipe if it is there."""
+        if text in self._stages:
+            self._stages[text] = True
+            return text
         beside = self._path.parent / text
-        return str(beside) if text not in self._stages and beside.exists() else text
+        if text in self._later:
+            raise UsageError(
+                f"{where}: the stage {text!r} is not made yet\n"
+                "A stage can use those that stand before it"
+            )
+        return str(beside) if beside.exists() else text
 
     def _source(self, value: Any, where: str) -> Source:
-        if isinstance(value, str):
-            return Source(path=self._resolved(value), where=where)
+        if isinstance(value, str) and value:
+            return Source(path=self._resolved(value, where), where=where)
         if not isinstance(value, dict):
             raise UsageError(f"{where}: a model is a path, or a table with a path")
-        _known(value, ("path", "rename"), where)
+        _known(value, _MODEL, where)
         rename = value.get("rename", {})
         if not isinstance(rename, dict) or not all(
             isinstance(text, str) for text in rename.values()
         ):
             raise UsageError(f"{where}: rename is a table of prefixes")
-        path = self._resolved(_text(value, "path", where))
-        return Source(path=path, rename=rename, where=where)
+        adapter = _text(value, "adapter", where) if "adapter" in value else None
+        return Source(
+            path=self._resolved(_text(value, "path", where), where),
+            adapter=self._resolved(adapter, where) if adapter else None,
+            rename=rename,
+            where=where,
+        )
 
     def _experts(
         self, value: Any, where: str
@@ -126,29 +164,41 @@ class _Reader:
             if isinstance(table, dict) and "weight" in table:
                 weights.append(_value(table.pop("weight"), f"{here}: weight"))
             sources.append(self._source(table, here))
-        if not weights:
-            return {}, tuple(sources)
-        if len(weights) != len(sources):
+        if weights and len(weights) != len(sources):
             raise UsageError(f"{where}: give a weight to every expert, or to none")
-        return {"weights": weights}, tuple(sources)
+        return {"weights": weights} if weights else {}, tuple(sources)
 
     def _slab(self, table: Mapping[str, Any], where: str) -> Slab:
         _known(table, ("experts", "base", "layers", "method", "params"), where)
-        found = []
+        items, ranges = [], []
         for number, item in enumerate(_list(table, "experts", where)):
+            value, own = _with_layers(item)
             here = f"{where}, expert {number}"
-            value = dict(item) if isinstance(item, dict) else item
-            own = value.pop("layers", None) if isinstance(value, dict) else None
-            start, end = _layers(own or table.get("layers"), here)
-            found.append((self._source(value, here), start, end))
-        base = table.get("base")
+            ranges.append(_layers(table.get("layers") if own is None else own, here))
+            items.append(value)
+        own_params, sources = self._experts(items, where)
+        base, layers = _with_layers(table.get("base"))
         return Slab(
-            sources=tuple(found),
-            params=_params(table, where),
-            method=table.get("method"),
-            base=None if base is None else self._source(base, where),
+            sources=tuple((s, *r) for s, r in zip(sources, ranges, strict=True)),
+            params=_joined(own_params, _params(table, where), where),
+            method=_text(table, "method", where) if "method" in table else None,
+            base=None if base is None else self._source(base, f"{where}, base"),
+            base_range=None if layers is None else _layers(layers, f"{where}, base"),
             where=where,
         )
+
+
+def _with_layers(value: Any) -> tuple[Any, Any]:
+    """A model, and the range of layers that stands beside it."""
+    if not isinstance(value, dict):
+        return value, None
+    return {k: v for k, v in value.items() if k != "layers"}, value.get("layers")
+
+
+def _joined(own: dict[str, Any], params: dict[str, Any], where: str) -> dict[str, Any]:
+    if own and "weights" in params:
+        raise UsageError(f"{where}: weights stand beside the experts and in params")
+    return own | params
 
 
 def _known(table: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
@@ -177,7 +227,7 @@ def _list(table: Mapping[str, Any], key: str, where: str) -> list[Any]:
 def _text(table: Mapping[str, Any], key: str, where: str) -> str:
     value = table.get(key)
     if not isinstance(value, str) or not value:
-        raise UsageError(f"{where}: {key} is a text")
+        raise UsageError(f"{where}: give {key} a text")
     return value
 
 
@@ -204,12 +254,15 @@ def _layers(value: Any, where: str) -> tuple[int, int]:
 
 def _rule(table: Mapping[str, Any], where: str) -> Rule:
     _known(table, ("match", "method", "params"), where)
-    return Rule(
+    rule = Rule(
         match=_patterns(table.get("match"), f"{where}: match"),
-        method=table.get("method"),
+        method=_text(table, "method", where) if "method" in table else None,
         params=_params(table, where),
         where=where,
     )
+    if not rule.method and not rule.params:
+        raise UsageError(f"{where}: give a method, or params, or both")
+    return rule
 
 
 def _params(table: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -236,16 +289,32 @@ def _value(value: Any, where: str) -> Any:
         ):
             raise UsageError(f"{where}: a gradient is a list of numbers")
         return Gradient(tuple(float(point) for point in points))
-    if set(value) == {"choice"} and isinstance(value["choice"], dict):
-        cases = value["choice"].items()
-        return Choice(tuple((key, _value(case, where)) for key, case in cases))
+    if set(value) == {"choice"}:
+        return _choice(value["choice"], where)
     raise UsageError(
-        f"{where}: write a value, {{gradient = [...]}} or {{choice = {{pattern = ...}}}}"
+        f"{where}: write a value, {{gradient = [...]}} or {{choice = [[PATTERN, ...]]}}"
     )
 
 
+def _choice(value: Any, where: str) -> Choice:
+    """A table, or a list of pairs; of these the order is kept by every TOML tool."""
+    pairs = list(value.items()) if isinstance(value, dict) else value
+    if (
+        not isinstance(pairs, list)
+        or not pairs
+        or not all(
+            isinstance(pair, list | tuple)
+            and len(pair) == len(("pattern", "value"))
+            and isinstance(pair[0], str)
+            for pair in pairs
+        )
+    ):
+        raise UsageError(f"{where}: a choice is a list of [PATTERN, VALUE]")
+    return Choice(tuple((pattern, _value(case, where)) for pattern, case in pairs))
+
+
 def _bytes(value: Any, where: str) -> int | None:
-    if value is None or type(value) is int:
+    if value is None or (type(value) is int and value > 0):
         return value
     return parse_size(value, where) if isinstance(value, str) else _no_size(where)
 
@@ -259,73 +328,3 @@ def parse_size(text: str, where: str) -> int:
 
 def _no_size(where: str) -> int:
     raise UsageError(f"{where}: a size is a number of bytes, such as 500MB or 5GB")
-
-
-def dump(recipe: Recipe) -> str:
-    """The recipe as TOML."""
-    return tomli_w.dumps(_table(recipe))
-
-
-def _table(recipe: Recipe) -> dict[str, Any]:
-    table: dict[str, Any] = {"name": recipe.name} if recipe.name else {}
-    table["method"] = recipe.method
-    if recipe.base is not None:
-        table["base"] = _model(recipe.base)
-    if recipe.experts:
-        table["experts"] = [_model(source) for source in recipe.experts]
-    for key, usual in (
-        ("only", ("*",)),
-        ("dtype", None),
-        ("donor", None),
-        ("tokenizer", "donor"),
-        ("vocabulary", "refuse"),
-        ("shard_size", None),
-    ):
-        value = getattr(recipe, key)
-        if value != usual:
-            table[key] = list(value) if isinstance(value, tuple) else value
-    if recipe.params:
-        table["params"] = _plain(recipe.params)
-    if recipe.rules:
-        table["rule"] = [
-            {"match": list(r.match)}
-            | ({"method": r.method} if r.method else {})
-            | {"params": _plain(r.params)}
-            for r in recipe.rules
-        ]
-    if recipe.slabs:
-        table["stack"] = [_stack(slab) for slab in recipe.slabs]
-    if recipe.stages:
-        table["stage"] = [_table(stage) for stage in recipe.stages]
-    return table
-
-
-def _stack(slab: Slab) -> dict[str, Any]:
-    table: dict[str, Any] = {
-        "experts": [
-            {"path": source.path, "layers": [start, end]}
-            | ({"rename": dict(source.rename)} if source.rename else {})
-            for source, start, end in slab.sources
-        ]
-    }
-    table |= {"method": slab.method} if slab.method else {}
-    table |= {"base": _model(slab.base)} if slab.base else {}
-    return table | ({"params": _plain(slab.params)} if slab.params else {})
-
-
-def _model(source: Source) -> Any:
-    if source.rename:
-        return {"path": source.path, "rename": dict(source.rename)}
-    return source.path
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Gradient):
-        return {"gradient": list(value.points)}
-    if isinstance(value, Choice):
-        return {"choice": {pattern: _plain(case) for pattern, case in value.cases}}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "items"):
-        return {key: _plain(item) for key, item in value.items() if item is not None}
-    return value

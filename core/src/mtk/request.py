@@ -91,10 +91,11 @@ class Request:
         strict: bool = True,
     ) -> Plan:
         """Open everything and check it; not ``strict``: leave mismatches to be listed."""
-        from mtk.job import check_structure
+        from mtk.job import check_structure, takes
         from mtk.merging import Plan
 
-        _check_words(self.recipe)
+        for each in (self.recipe, *self.recipe.stages):
+            _check_words(each)
         allowed = Allowed(hub=hub, pickle=allow_pickle)
         opener = Opener(self.recipe, self.models, registry, allowed)
         if output is not None:
@@ -106,7 +107,8 @@ class Request:
             parts=made,
             layout=layout,
             recipe=self.recipe,
-            inputs={n: i for n, i in opener.inputs.items() if not i.computed},
+            inputs={i.name: i for i in opener.inputs.values() if not i.computed},
+            stages=opener.computed(),
             donor=donor,
             notes=[*self.recipe.notes, *opener.notes, *_left_behind(output)],
         )
@@ -117,10 +119,11 @@ class Request:
                 f"{self.recipe.method} gives a {kind} result, which is one file by "
                 "itself\nWrite it to NAME.safetensors, with one method and no slabs"
             )
-        if not any(part.job.chosen for part in made):
-            raise UsageError("nothing is merged")
-        plan.infos()
-        for part in made if strict else ():
+        infos = plan.infos().values()
+        if not any(takes(self.recipe.only, info) for info in infos):
+            patterns = ", ".join(self.recipe.only)
+            raise UsageError(f"no floating-point tensor matches {patterns}")
+        for part in (*plan.stages, *made) if strict else ():
             check_structure(part.job)
         return plan
 
@@ -144,6 +147,12 @@ class Request:
         made = parts(self.recipe, find, models, slabs, **given)
         for part in made:
             job = part.job
+            for statistic in set(job.method.needs.statistics) - set(job.statistics):
+                raise UsageError(
+                    f"{job.method.name} needs the statistic {statistic!r}, which neither "
+                    f"a rule nor a slab nor a stage of a recipe can have\n"
+                    f"Merge with --method {job.method.name} and --statistics instead"
+                )
             if job.method.needs.roles:
                 for source in job.sources:
                     getattr(source, "settle", lambda: None)()
@@ -158,7 +167,11 @@ def _check_words(recipe: Recipe) -> None:
     ):
         if value not in known:
             words = ", ".join(str(word) for word in known if word)
-            raise UsageError(f"{what} is {value!r}; write one of {words}")
+            place = f"{recipe.where}: " if recipe.where else ""
+            raise UsageError(f"{place}{what} is {value!r}; write one of {words}")
+    size = recipe.shard_size
+    if size is not None and (type(size) is not int or size < 1):
+        raise UsageError(f"shard_size is {size!r}; give a number of bytes")
 
 
 def _left_behind(output: Path | None) -> list[str]:
@@ -195,11 +208,14 @@ def from_arguments(
 ) -> Request:
     """A request from the arguments of :func:`mtk.merge`."""
     models: dict[str, Model] = {}
+    paths = {str(m) for m in (base, *experts) if isinstance(m, str | Path)}
 
     def source(model: Model, label: str) -> Source:
-        name = str(model) if isinstance(model, str | Path) else label
-        if name in models and models[name] is not model and name == label:
-            name = f"{label} in memory"
+        if isinstance(model, str | Path):
+            return Source(path=str(model))
+        name = label
+        while name in paths:
+            name += " in memory"
         models[name] = model
         return Source(path=name)
 

@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtk.assembly import Opened, layers_of, sources_of
+from mtk.computed import Computed
 from mtk.errors import CheckpointError, UsageError, first_line
 from mtk.opening import Allowed, Input, open_input
+from mtk.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mtk.adapters import Checkpoint, Layout
+    from mtk.assembly import Part
     from mtk.loading import Registry
     from mtk.opening import Model
     from mtk.recipes import Recipe, Source
-    from mtk.vocabulary import Vocabulary
+    from mtk.vocabulary import Plan as VocabularyPlan
 
 MOST_LINES = 3
 _WORDS = ("donor", "base", "union")
@@ -44,6 +47,7 @@ class Opener:
         self._registry, self._allowed = registry, allowed
         self._stages = {stage.name: stage for stage in recipe.stages}
         self._changes: dict[str, Any] = {}
+        self._made: VocabularyPlan | None = None
         self.inputs: dict[str, Input] = {}
         self.notes: list[str] = []
 
@@ -56,6 +60,11 @@ class Opener:
                 found += [Path(model)] if isinstance(model, str | Path) else []
                 found += [Path(source.adapter)] if source.adapter else []
         return [path for path in found if path.exists()]
+
+    def computed(self) -> list[Part]:
+        """The parts of all stages that were opened."""
+        found = [i.checkpoint for i in self.inputs.values() if i.computed]
+        return [p for each in found if isinstance(each, Computed) for p in each.parts]
 
     def models(self) -> tuple[Opened | None, list[Any]]:
         """The models of the recipe, or those of each slab."""
@@ -95,23 +104,23 @@ class Opener:
             found = with_prefixes(found, source.rename)
         return found
 
-    def _input(self, name: str, label: str, base: Checkpoint | None) -> Input:
-        if name not in self.inputs:
+    def _input(self, name: str, label: str, base: Checkpoint | None = None) -> Input:
+        """What a name stands for, opened once; adapters once for each base."""
+        own = name if base is None else f"{name} on {base.label}"
+        found = self.inputs.get(own) or self.inputs.get(name)
+        if found is None:
             if name in self._stages:
-                self.inputs[name] = self._stage(self._stages[name])
+                found = self._stage(self._stages[name])
             else:
-                self.inputs[name] = open_input(
-                    self._models.get(name, name),
-                    label,
-                    self._registry,
-                    base,
-                    self._allowed,
-                )
-        return self.inputs[name]
+                model = self._models.get(name, name)
+                allowed = self._allowed
+                found = open_input(model, label, self._registry, base, allowed)
+            alone = found.checkpoint.kind == "full"
+            self.inputs[name if alone else own] = found
+        return found
 
     def _stage(self, stage: Recipe) -> Input:
         """An earlier stage, as the input of this recipe. It may name stages itself."""
-        from mtk.computed import Computed
         from mtk.request import Request
 
         earlier = self._recipe.stages
@@ -121,37 +130,53 @@ class Opener:
         request = Request(recipe=inner, models=self._models)
         found = request.parts(opener, self._registry)
         for name, item in opener.inputs.items():
-            self.inputs.setdefault(name, item)
+            self.inputs[f"{stage.name}: {name}"] = item
         self.notes += [
             f"{stage.name}: {note}" for note in (*stage.notes, *opener.notes)
         ]
-        donor, _ = opener.layout()
-        like = opener.inputs.get(donor)
+        target = opener.like()
         return Input(
             name=stage.name,
             checkpoint=Computed(found, stage.name),
-            target=_Like(like) if like else None,
-            path=Path(stage.name) if like else None,
+            target=target,
+            path=Path(stage.name) if target else None,
             computed=True,
         )
+
+    def like(self) -> _Like | None:
+        """How the result is stored, where that is known, for a stage to be built on."""
+        donor, layout = self.layout()
+        found = self._donor()
+        if found.path is None:
+            return None
+        made = self._made
+        tokens = found.vocabulary()
+        if made is not None:
+            tokens = Vocabulary(
+                tokens=made.tokens, rows=made.rows, tensors=made.tensors
+            )
+        return _Like(donor, layout, tokens, getattr(found.target, "adapt", None))
 
     def _united(self, models: Opened) -> Opened:
         """The models under one vocabulary, if theirs differ and a policy allows it."""
         from mtk.vocabulary import Rows, plan
 
         recipe = self._recipe
-        sources = [*([recipe.base] if recipe.base else []), *recipe.experts]
+        sources: list[tuple[Source, Checkpoint | None]] = []
+        sources += [(recipe.base, None)] if recipe.base else []
+        sources += [(expert, models.base) for expert in recipe.experts]
         policy = "union" if recipe.tokenizer == "union" else recipe.vocabulary
-        found = [self._vocabulary(source) for source in sources]
+        found = [self._vocabulary(source, base) for source, base in sources]
         made = plan(
             found,
-            [self.inputs[source.path].name for source in sources],
+            [self._input(s.path, "", b).name for s, b in sources],
             policy=policy,
             base=0 if recipe.base else None,
             donor=self._tokens(),
         )
         if made is None:
             return models
+        self._made = made
         opened = [*([models.base] if models.base else []), *models.experts]
         rows = [Rows(opened, number, made) for number in range(len(opened))]
         self._changes |= {"rows": made.rows, "added_tokens": made.added}
@@ -161,17 +186,22 @@ class Opener:
         count = len(rows) - len(models.experts)
         return Opened(experts=rows[count:], base=rows[0] if count else None)
 
-    def _vocabulary(self, source: Source) -> Vocabulary | None:
+    def _vocabulary(self, source: Source, base: Checkpoint | None) -> Vocabulary | None:
         if source.rename:
             return None  # a part of a larger model; its rows are compared as they are
-        return self.inputs[source.path].vocabulary()
+        return self._input(source.path, "", base).vocabulary()
 
     def _same_vocabulary(self) -> None:
         from mtk.vocabulary import plan
 
         if self._recipe.vocabulary != "refuse" or self._recipe.tokenizer == "union":
             raise UsageError("models with unlike vocabularies cannot be stacked")
-        inputs = list(self.inputs.values())
+        inner = tuple(f"{name}: " for name in self._stages)
+        inputs = [
+            item
+            for name, item in self.inputs.items()
+            if not (inner and name.startswith(inner))
+        ]
         plan([i.vocabulary() for i in inputs], [i.name for i in inputs])
 
     def _tokens(self) -> Vocabulary | None:
@@ -181,9 +211,9 @@ class Opener:
     def _tokenizer_donor(self) -> Input:
         words = self._recipe.tokenizer
         if words not in _WORDS:
-            return self._input(words, "tokenizer", None)
+            return self._input(words, "tokenizer")
         if words == "base" and self._recipe.base is not None:
-            return self._input(self._recipe.base.path, "base", None)
+            return self._input(self._recipe.base.path, "base")
         return self._donor()
 
     def _first(self) -> Source:
@@ -191,14 +221,17 @@ class Opener:
         recipe = self._recipe
         if recipe.base is not None:
             return recipe.base
-        return recipe.experts[0] if recipe.experts else recipe.slabs[0].sources[0][0]
+        if recipe.experts:
+            return recipe.experts[0]
+        slab = recipe.slabs[0]
+        return slab.base or slab.sources[0][0]
 
     def _donor(self) -> Input:
         recipe = self._recipe
         name = recipe.donor or self._first().path
         if name == "base" and recipe.base is not None:
             name = recipe.base.path
-        return self._input(name, "donor", None)
+        return self._input(name, "donor")
 
     def layout(self) -> tuple[str, Layout]:
         """The donor's name, and its layout with what the merge changes in it."""
@@ -206,7 +239,7 @@ class Opener:
 
         donor = self._donor()
         layout = donor.layout()
-        first = self.inputs[self._first().path]
+        first = self._input(self._first().path, "first")
         if first is not donor:
             layout = replace(first.layout(), files=layout.files, family=layout.family)
         changes = Changes(dtype=self._recipe.dtype, **self._changes)
@@ -214,32 +247,37 @@ class Opener:
         if tokens is not donor:
             changes = replace(changes, tokenizer=tokens.layout())
         if changes != Changes() and layout.files:
-            if not hasattr(donor.target, "adapt"):
+            if getattr(donor.target, "adapt", None) is None:
                 raise UsageError(
                     f"{donor.name}: its config cannot be changed to fit the merged model"
                 )
             layout = donor.target.adapt(layout, changes)
-        return donor.name, layout
+        return getattr(donor.target, "donor", donor.name), layout
 
 
 class _Like:
-    """The adapter of an earlier stage's donor, for the stage's result."""
+    """Stands for the adapter of an earlier stage's result, which lies in no folder.
 
-    def __init__(self, donor: Input) -> None:
-        self._donor = donor
+    Args:
+        donor: the model that its config comes from.
+        stored: its layout.
+        tokens: its vocabulary.
+        adapt: as the donor's adapter does it, if it can.
+    """
+
+    def __init__(
+        self, donor: str, stored: Layout, tokens: Vocabulary | None, adapt: Any
+    ) -> None:
+        self.donor, self._stored, self._tokens = donor, stored, tokens
+        self.adapt = adapt
 
     def layout(self, _path: Path) -> Layout:
-        """As the donor is stored."""
-        return self._donor.layout()
+        """As the donor is stored, with the changes of the stage."""
+        return self._stored
 
     def vocabulary(self, _path: Path) -> Vocabulary | None:
-        """As the donor's."""
-        return self._donor.vocabulary()
-
-    def adapt(self, layout: Layout, changes: Any) -> Layout:
-        """As the donor's adapter does it."""
-        adapted: Layout = self._donor.target.adapt(layout, changes)
-        return adapted
+        """As the stage made it."""
+        return self._tokens
 
 
 def _joined(errors: Sequence[CheckpointError]) -> CheckpointError:

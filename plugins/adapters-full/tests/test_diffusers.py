@@ -246,7 +246,9 @@ def test_a_pipeline_whose_index_points_elsewhere_stays_inside(tmp_path) -> None:
         save_file({"w": torch.ones(2)}, place / "diffusion_pytorch_model.safetensors")
         (place / "config.json").write_text("{}")
     (folder / "link").symlink_to(outside)
-    names = ["unet", "link", "../outside", str(outside), ".."]
+    (folder / "unet" / "inner").mkdir()
+    save_file({"v": torch.ones(2)}, folder / "unet" / "inner" / "model.safetensors")
+    names = ["unet", "link", "../outside", str(outside), "..", ".", "unet/inner"]
     index = {name: ["x", "Y"] for name in names}
     (folder / "model_index.json").write_text(json.dumps(index))
     assert full.open(folder).names() == ["unet/w"]
@@ -297,3 +299,16 @@ def test_the_names_of_old_attention_layers_are_understood(tmp_path, randomise) -
     opened.settle()
     bias = opened.info(f"{attention}.proj_attn.bias")
     assert bias.layer == f"{attention}.proj_attn.weight"
+
+
+def test_sharded_components_are_read_and_written(average, randomise, tmp_path) -> None:
+    folders = [tmp_path / str(seed) for seed in (1, 2)]
+    for seed, folder in enumerate(folders):
+        randomise(make("dit"), seed).save_pretrained(folder, max_shard_size="20KB")
+    index = "diffusion_pytorch_model.safetensors.index.json"
+    assert (folders[0] / index).is_file()
+    target = tmp_path / "merged"
+    mtk.merge(average, experts=folders, output=target, shard_size=20_000)
+    assert (target / index).is_file()
+    load = diffusers.DiTTransformer2DModel.from_pretrained
+    check_average(load(target), *(load(folder) for folder in folders))

@@ -75,11 +75,25 @@ def make(name: str) -> Any:
             image_token_index=39,
         )
         return transformers.LlavaForConditionalGeneration(config)
+    if name == "qwen2_vl":
+        sections = {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "mrope_section": [1, 1, 2],
+        }
+        vision = {
+            "depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2,
+            "mlp_ratio": 2, "patch_size": 4,
+        }  # fmt: skip
+        config = transformers.Qwen2VLConfig(
+            text_config=DECODER | {"rope_parameters": sections}, vision_config=vision
+        )
+        return transformers.Qwen2VLForConditionalGeneration(config)
     model, config, settings = MODELS[name]
     return getattr(transformers, model)(getattr(transformers, config)(**settings))
 
 
-NAMES = [*MODELS, "clip", "llava"]
+NAMES = [*MODELS, "clip", "llava", "qwen2_vl"]
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -122,7 +136,7 @@ def expected_roles(model: Any, tensors: dict[str, torch.Tensor]) -> dict[str, st
                 role = "embedding"
             elif kind.endswith("Norm"):
                 role = "norm"
-            elif isinstance(module, nn.Conv2d) and last == "weight":
+            elif isinstance(module, nn.Conv2d | nn.Conv3d) and last == "weight":
                 role = "conv"
             else:
                 role = "other"
@@ -229,6 +243,7 @@ def test_no_code_is_run_and_no_other_model_opened(tmp_path: Path, monkeypatch) -
     (tmp_path / "evil.py").write_text(trap)
     built = full.build(tmp_path)
     assert type(built).__name__ == "LlamaForCausalLM"
+    assert not hasattr(built.config, "auto_map")
     assert full.roles(tmp_path)
     (tmp_path / "adapter_config.json").write_text(
         json.dumps({"base_model_name_or_path": "stranger/model", "peft_type": "LORA"})
@@ -269,3 +284,38 @@ def test_a_language_model_is_merged_into_a_vision_language_model(
         other = two.get(name.removeprefix("language_model."), one[name])
         torch.testing.assert_close(tensor, (one[name] + other) / 2)
     assert sum(name.startswith("language_model.") for name in merged) == len(two)
+
+
+def test_shards_in_and_out_and_another_dtype(average, randomise, tmp_path) -> None:
+    for seed in (1, 2):
+        model = randomise(make("llama"), seed)
+        model.save_pretrained(tmp_path / str(seed), max_shard_size="5KB")
+    folders = [tmp_path / "1", tmp_path / "2"]
+    assert len(list(folders[0].glob("*.safetensors"))) > 1
+    target = tmp_path / "merged"
+    mtk.merge(
+        average, experts=folders, output=target, dtype="bfloat16", shard_size=4000
+    )
+    assert (target / "model.safetensors.index.json").is_file()
+    load = transformers.LlamaForCausalLM.from_pretrained
+    merged, found = load(target, dtype="auto", output_loading_info=True)
+    assert not any(found.values()), found
+    assert merged.dtype == torch.bfloat16
+    one, two = (load(folder).state_dict() for folder in folders)
+    for name, tensor in merged.state_dict().items():
+        assert torch.equal(tensor, ((one[name] + two[name]) / 2).bfloat16()), name
+    assert full.layout(target).family == "transformers"
+    assert full.build(target).dtype == torch.float32
+
+
+def test_experts_and_routers_keep_the_roles_of_their_names(tmp_path: Path) -> None:
+    """The class fuses experts, and its router is a module of its own."""
+    config = transformers.MixtralConfig(**DECODER, num_local_experts=2)
+    transformers.MixtralForCausalLM(config).save_pretrained(tmp_path)
+    opened = full.open(tmp_path)
+    opened.settle()
+    block = "model.layers.0.block_sparse_moe"
+    for name in ("gate", "experts.0.w1", "experts.1.w2"):
+        assert opened.info(f"{block}.{name}.weight").role == "linear"
+    assert opened.info("lm_head.weight").role == "head"
+    assert opened.info("model.layers.0.self_attn.q_proj.weight").role == "linear"

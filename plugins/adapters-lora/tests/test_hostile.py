@@ -67,7 +67,17 @@ def refused(path: Path, match: str = ".") -> None:
         (GOOD | {"q.weight": torch.ones(8, 6)}, "as well"),
         (GOOD | {"q.lora_B.bias": torch.ones(8)}, "no counterpart"),
         (GOOD | {"q.lora_down.weight": A}, "two tensors"),
-        (GOOD | {"p.hada_w1_a": A}, "variant"),
+        (
+            GOOD
+            | {
+                "p.weight": torch.ones(8, 6),
+                "p.modules_to_save.weight": torch.zeros(8, 6),
+            },
+            "both replace",
+        ),
+        (GOOD | {"p.hada_w1_a": A}, "LoHa"),
+        (GOOD | {"p.lokr_w1": A}, "LoKr"),
+        (GOOD | {"p.oft_diag": A}, "OFT"),
         (GOOD | {"p.lora_E": A}, "variant"),
         (GOOD | {"q.lora_mid.weight": A}, "variant"),
         ({"p.weight": torch.ones(8, 6)}, "no LoRA factors"),
@@ -197,6 +207,16 @@ def test_single_files(tmp_path: Path) -> None:
     refused(file(GOOD, '{"q.r": 3, "q.lora_alpha": 2}'), "rank 2")
     both = GOOD | {"q.alpha": torch.tensor(2.0)}
     refused(file(both, '{"r": 2, "lora_alpha": 2}'), "both give")
+
+
+@pytest.mark.parametrize("key", ["hada_w1_a", "lokr_w1", "lokr_w2_a", "oft_blocks"])
+def test_files_of_other_kinds_are_not_taken_for_models(
+    tmp_path: Path, key: str
+) -> None:
+    file = tmp_path / "x.safetensors"
+    save_file({f"lora_unet_q.{key}": torch.ones(8, 6)}, file)
+    assert lora.matches(file)
+    refused(file, "variant")
 
 
 def test_one_weight_is_changed_once(tmp_path: Path) -> None:

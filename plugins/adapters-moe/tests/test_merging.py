@@ -7,9 +7,13 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 import mtk
+from mtk.errors import CheckpointError
+from mtk.loading import Provided
+from mtk.loading import load as load_plugins
 
 MIXTURES = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3"]
 BLOCKS = ("gate_proj", "up_proj", "down_proj")
@@ -41,6 +45,18 @@ BY_HAND = {
         needs=mtk.Needs(base=True),
     ),
 }
+
+
+def first(*, experts):
+    return experts[0]
+
+
+def registry_with_first():
+    """What is installed, and a method that copies."""
+    registry = load_plugins()
+    copying = mtk.Method(name="passthrough_of_tests", target=first, summary="-")
+    registry.methods.append(Provided(copying, registry.plugins[0]))
+    return registry
 
 
 def separate(model) -> dict:
@@ -202,3 +218,53 @@ def test_only_one_projection(mixture, tmp_path):
     base, merged = (load_file(f / "model.safetensors") for f in (folders[0], out))
     changed = {name for name in base if not torch.equal(base[name], merged[name])}
     assert changed == {name for name in base if name.endswith(".w3.weight")}
+
+
+def test_unlike_vocabularies_are_united(mixture, tmp_path, load, run, ids):
+    """The second model has two tokens more, which the result keeps as it learnt them."""
+    one, two = mixture("mixtral")[1], mixture("mixtral", 1)[1]
+    larger = tmp_path / "larger"
+    shutil.copytree(two, larger)
+    state = load_file(two / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        state[name] = torch.cat([state[name], torch.full((2, 16), 0.25)])
+    save_file(state, larger / "model.safetensors", {"format": "pt"})
+    config = json.loads((two / "config.json").read_text()) | {"vocab_size": 50}
+    (larger / "config.json").write_text(json.dumps(config))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(two)
+    tokenizer.add_tokens(["<one>", "<two>"])
+    tokenizer.save_pretrained(larger)
+    method, out = BY_HAND["mean_delta"], tmp_path / "merged"
+    with pytest.raises(CheckpointError):
+        mtk.merge(method, base=one, experts=[two, larger], output=out)
+    mtk.merge(method, base=one, experts=[two, larger], vocabulary="union", output=out)
+    merged = load(out)
+    assert merged.config.vocab_size == 50
+    assert merged.lm_head.weight.shape == (50, 16)
+    found = transformers.AutoTokenizer.from_pretrained(out)
+    assert found("a<two>").input_ids == [2, 49]
+    torch.testing.assert_close(
+        merged.lm_head.weight[48:].detach(), torch.full((2, 16), 0.25)
+    )
+
+
+def test_layers_can_be_stacked(mixture, tmp_path, load, run, ids):
+    from mtk.recipes import Recipe, Slab, Source
+
+    folder = str(mixture("mixtral")[1])
+    slabs = tuple(
+        Slab(sources=((Source(path=folder), start, end),))
+        for start, end in ((0, 2), (1, 2), (0, 1))
+    )
+    out = tmp_path / "stacked"
+    mtk.merge(
+        Recipe(method="passthrough_of_tests", slabs=slabs),
+        output=out,
+        registry=registry_with_first(),
+    )
+    stacked, whole = load(out), mixture("mixtral")[0]
+    assert len(stacked.model.layers) == 4
+    for new, old in enumerate((0, 1, 1, 0)):
+        theirs = whole.model.layers[old].state_dict()
+        for name, tensor in stacked.model.layers[new].state_dict().items():
+            assert torch.equal(tensor, theirs[name]), name

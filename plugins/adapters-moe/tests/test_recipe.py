@@ -95,8 +95,8 @@ def test_a_recipe_can_be_carried_out(dense, tmp_path):
         ("base_model: &a x\nexperts: [*a]\n", "aliases"),
         ("base_model: {\n", "not valid YAML"),
         ("base_model: !!python/object:os.system x\nexperts: []\n", "not valid YAML"),
-        ("[" * 5000, "not valid YAML"),
-        ("a: " + "x" * 1_000_001, "larger than"),
+        ("[" * 5000, "nests deeper"),
+        ("a: " + "x" * 200_001, "larger than"),
     ],
 )
 def test_refusals(tmp_path, text, match):

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 import mtk
@@ -189,7 +190,7 @@ def test_the_model_runs_with_experts_as_modules(mixture, ids, run, kind):
     assert not built.training
     assert not any(p.requires_grad for p in built.parameters())
     torch.testing.assert_close(run(built, ids), run(model, ids), atol=1e-5, rtol=1e-5)
-    own = {name: p for name, p in built.state_dict().items()}
+    own = dict(built.state_dict())
     assert set(own) == set(view.names())
     for name in view.names():
         assert torch.equal(own[name], view.read(name))
@@ -269,8 +270,27 @@ def test_another_tokenizer(mixture, tmp_path):
         "tokenizer.model",
     }
     assert new.files["generation_config.json"] != b"theirs"
-    with pytest.raises(UsageError, match="added tokens"):
-        moe.adapt(layout, Changes(added_tokens={"x": 48}))
+    assert config_of(new)["eos_token_id"] == 1
+    other = mtk.adapters.Layout(
+        files={"tokenizer.json": b"{}", "config.json": b'{"eos_token_id": 7}'}
+    )
+    assert config_of(moe.adapt(layout, Changes(tokenizer=other)))["eos_token_id"] == 7
+
+
+def test_added_tokens(mixture, tmp_path):
+    layout = moe.layout(mixture("mixtral")[1])
+    found = moe.vocabulary(mixture("mixtral")[1])
+    assert (found.rows, len(found.tokens), found.tokens["a"]) == (48, 48, 2)
+    assert found.tensors == ("lm_head.weight", "model.embed_tokens.weight")
+    new = moe.adapt(layout, Changes(added_tokens={"<two>": 49, "<one>": 48}))
+    for name, content in new.files.items():
+        data = content if isinstance(content, bytes) else content.read_bytes()
+        (tmp_path / name).write_bytes(data)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer("a<two>b<one>").input_ids == [2, 49, 3, 48]
+    assert len(tokenizer) == 50
+    with pytest.raises(UsageError, match="leaves out ids"):
+        moe.adapt(layout, Changes(added_tokens={"x": 50}))
 
 
 def test_more_layers_are_stored_like_the_first(mixture):

@@ -18,6 +18,7 @@ def run(a, b, **changes):
         "scope": "tensor",
         "dot_threshold": 0.9995,
         "eps": 1e-8,
+        "summary": {},
     }
     return slerp(experts=[a, b], **(params | changes))
 

@@ -90,7 +90,9 @@ def test_zero_sums(merge, sign_tie, majority, want, merge_func):
 def test_scans_run_only_when_needed(merge, models):
     base, experts = models()
     free = {"threshold_scope": "tensor", "sign_tie": "positive"}
-    assert merge("ties", experts, base, **free).report.passes == 1
+    assert merge("ties", experts, base, **free).report.passes == 3
+    assert merge("ties", experts, base, density=1.0, **free).report.passes == 1
+    assert merge("ties", experts, base, density=1.0).report.passes == 2
     assert merge("ties", experts, base).report.passes == 4
     assert merge("ties", experts, base, keep_rule="exact").report.passes == 5
 

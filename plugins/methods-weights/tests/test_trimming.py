@@ -6,47 +6,64 @@ import pytest
 import torch
 
 from mtk_methods_weights._trimming import (
+    earlier,
     equal_counts,
     high_counts,
+    located,
     low_counts,
+    number,
+    own_thresholds,
     patterns,
     rank,
-    trim,
+    thresholds,
+    trimmed,
 )
 
 
-def scan(model, density, keep_rule):
+def added(found):
+    sums = {}
+    for counts in found:
+        for key, value in counts.items():
+            sums[key] = sums[key] + value if key in sums else value
+    return sums
+
+
+def scan(model, densities, keep_rule, slices=3):
     """The passes as the engine runs them: equal keys are added up over tensors."""
-    summary = {}
-    for function, given in (
-        (high_counts, {}),
-        (low_counts, {"keep_rule": keep_rule}),
-        (equal_counts, {}),
-    ):
-        sums = {}
-        for name, deltas in model.items():
-            more = dict(given)
-            if function is not high_counts:
-                more["summary"] = summary
-            if function is equal_counts:
-                more["name"] = name
-            for key, value in function(deltas, density=density, **more).items():
-                sums[key] = sums[key] + value if key in sums else value
-        summary |= sums
-        if function is low_counts and keep_rule == "at_least":
-            break
+    cut = [
+        [part.flatten() for part in parts]
+        for deltas in model.values()
+        for parts in zip(
+            *(d.flatten().tensor_split(slices) for d in deltas), strict=True
+        )
+    ]
+    summary = added(high_counts(deltas, densities) for deltas in cut)
+    summary = located(summary, densities, keep_rule)
+    low = added(low_counts(d, densities, keep_rule, summary) for d in cut)
+    summary = thresholds(summary | low, densities, keep_rule)
+    if keep_rule == "exact":
+        equal = added(
+            equal_counts(d, densities, summary, name) for name, d in model.items()
+        )
+        summary["earlier"] = earlier(equal)
     return summary
 
 
-def run(model, density, scope, keep_rule):
-    summary = scan(model, density, keep_rule) if scope == "global" else {}
+def run(model, densities, scope, keep_rule):
+    if not isinstance(densities, list):
+        densities = [densities] * len(next(iter(model.values())))
+    everything = (
+        scan(model, densities, keep_rule)
+        if scope == "global"
+        else {n: own_thresholds(d, densities, keep_rule) for n, d in model.items()}
+    )
     return {
-        name: trim(
+        name: trimmed(
             deltas,
-            density=density,
+            densities,
             threshold_scope=scope,
             keep_rule=keep_rule,
-            summary=summary,
+            summary=everything if scope == "global" else everything[name],
             name=name,
         )
         for name, deltas in model.items()
@@ -89,6 +106,26 @@ def test_global(model, density, keep_rule):
 
 
 @pytest.mark.parametrize("keep_rule", ["at_least", "exact"])
+@pytest.mark.parametrize("densities", [[0.1, 0.6], [0.0, 0.3], [1.0, 0.3]])
+def test_experts_have_densities_of_their_own(model, densities, keep_rule):
+    got = run(model, densities, "global", keep_rule)
+    for expert, density in enumerate(densities):
+        flat = torch.cat([model[name][expert].flatten() for name in sorted(model)])
+        found = torch.cat([got[name][expert].flatten() for name in sorted(model)])
+        assert torch.equal(found, reference(flat, density, keep_rule))
+
+
+@pytest.mark.parametrize("keep_rule", ["at_least", "exact"])
+def test_histograms_find_what_selection_finds(draw, keep_rule):
+    deltas = {"a": [draw(999), draw(999).bfloat16().float()]}
+    found = scan(deltas, [0.2, 0.7], keep_rule)
+    want = own_thresholds(deltas["a"], [0.2, 0.7], keep_rule)
+    assert found["thresholds"] == want["thresholds"]
+    if keep_rule == "exact":
+        assert found["quotas"] == want["quotas"]
+
+
+@pytest.mark.parametrize("keep_rule", ["at_least", "exact"])
 @pytest.mark.parametrize("density", [0, 0.1, 0.5, 1])
 def test_tensor(model, density, keep_rule):
     got = run(model, density, "tensor", keep_rule)
@@ -102,6 +139,11 @@ def test_counts():
     assert rank(10, 0.2, "at_least") == 8  # 3 of 10 survive, as in the official code
     assert rank(10, 0.2, "exact") == 9
     assert rank(10, 0.01, "exact") == 10
+
+
+def test_numbers_of_patterns():
+    values = torch.tensor([0.0, 1e-45, 1e-38, 0.1, 1.0, 3e38])
+    assert [number(int(bits)) for bits in patterns(values)] == values.tolist()
 
 
 def test_all_exponents_are_ordered():

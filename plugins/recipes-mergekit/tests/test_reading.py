@@ -32,7 +32,7 @@ def test_a_whole_recipe(recipe, tmp_path):
         """
     )
     assert found.method == "ties"
-    assert found.base == Source(path="base", where="config.yml, line 11")
+    assert found.base == Source(path="base", where="config.yml, line 2")
     assert found.experts == (
         Source(path="a", where="config.yml, line 3"),
         Source(path="b", where="config.yml, line 7"),
@@ -51,7 +51,7 @@ def test_a_whole_recipe(recipe, tmp_path):
     assert found.where == str(tmp_path / "config.yml")
     notes = "\n".join(found.notes)
     assert "one threshold per tensor" in notes
-    assert "line 14: int8_mask has no effect" in notes
+    assert "line 15: int8_mask has no effect" in notes
     assert "computes in float32" in notes
 
 
@@ -237,12 +237,13 @@ def test_each_slice_may_have_a_base(recipe):
               - {model: a, layer_range: [0, 1]}
           - sources:
               - {model: a, layer_range: [1, 2]}
-              - {model: b, layer_range: [1, 2]}
+              - {model: b, layer_range: [3, 4]}
             base_model: b
         parameters: {weight: 1}
         """
     )
     assert [slab.base.path for slab in found.slabs] == ["base", "b"]
+    assert [slab.base_range for slab in found.slabs] == [(0, 1), (3, 4)]
     assert [slab.sources[0][0].path for slab in found.slabs] == ["a", "a"]
 
 
@@ -286,16 +287,38 @@ def test_models_as_keys(recipe):
     assert [source.path for source in found.experts] == ["a/b", "c"]
 
 
-@pytest.mark.parametrize("name", ["base+adapter", "{model: base, lora: adapter}"])
-def test_an_adapter_on_the_base_is_an_expert(recipe, name):
+@pytest.mark.parametrize(
+    ("name", "path", "adapter"),
+    [
+        ("one+adapter", "one", "adapter"),
+        ("one/two@main+adapter@v2", "one/two@main", "adapter@v2"),
+        ("{model: {path: one, revision: main}, lora: x}", "one@main", "x"),
+        ("{model: one, lora: {path: x, revision: v2}}", "one", "x@v2"),
+    ],
+)
+def test_adapters_and_revisions(recipe, name, path, adapter):
     found = recipe(
         f"""
-        merge_method: ties
-        base_model: base
+        merge_method: linear
         models: [{{model: {name}, parameters: {{weight: 1}}}}]
         """
     )
-    assert found.experts == (Source(path="adapter", where="config.yml, line 3"),)
+    where = "config.yml, line 2"
+    assert found.experts == (Source(path=path, adapter=adapter, where=where),)
+    assert found.donor == path
+
+
+def test_a_model_with_an_adapter_is_another_model(recipe):
+    found = recipe(
+        """
+        merge_method: ties
+        base_model: base
+        models: [{model: base}, {model: base+x}, {model: base+y}]
+        parameters: {weight: 1}
+        """
+    )
+    assert [source.adapter for source in found.experts] == ["x", "y"]
+    assert found.base.adapter is None
 
 
 def test_what_is_known_but_does_nothing_is_said_once(recipe):

@@ -168,7 +168,7 @@ def lora_function(name: str) -> Callable[..., Any]:
     if find_spec("mtk_adapters_lora") is None:
         raise UsageError(
             f"LoRA adapters need the plugin {_PLUGIN}, which is not installed\n"
-            f"pip install {_PLUGIN}"
+            "Install it beside mtk-cli; mtk plugins lists what is there"
         )
     function: Callable[..., Any] = resolve(f"mtk_adapters_lora.{name}")
     return function

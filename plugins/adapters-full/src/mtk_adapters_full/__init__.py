@@ -1,1 +1,1 @@
-"""Plain checkpoints for mtk: safetensors files and folders, open_clip models."""
+"""Full checkpoints for mtk: safetensors files, and folders of the usual libraries."""

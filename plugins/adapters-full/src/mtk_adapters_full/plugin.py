@@ -15,12 +15,14 @@ def mtk_adapters() -> Iterator[mtk.Adapter]:
     yield mtk.Adapter(
         name="full",
         target="mtk_adapters_full.full",
-        summary="All weights of a model: safetensors files, sharded folders, open_clip folders",
+        summary="All weights of a model: files, and folders of the usual libraries",
         kind="full",
         formats=(
             "NAME.safetensors",
-            "folder with model.safetensors",
-            "folder with *.safetensors.index.json",
-            "open_clip folder (open_clip_config.json)",
+            "folder of transformers (config.json), single or sharded",
+            "pipeline folder of diffusers (model_index.json), or one of its components",
+            "folder of open_clip (open_clip_config.json)",
+            "folder of sentence-transformers (modules.json)",
+            "any folder with one safetensors model in it",
         ),
     )

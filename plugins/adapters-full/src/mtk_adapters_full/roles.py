@@ -98,7 +98,8 @@ def _role(module: nn.Module, path: str, last: str, *, is_head: bool) -> tuple[st
         return "embedding", name
     if last == "weight" and "Conv" in kind:
         return "conv", name
-    return "other", name
+    # A weight of a module of its own kind, such as a router: its shape says more.
+    return "" if last == "weight" else "other", name
 
 
 def _class_names(model: Any, names: Iterable[str]) -> dict[str, str]:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     Report = Callable[[str, float | None], None]
 
 # Entries that are subtracted at a time.
-_PART = 2**20
+_PART = 2**18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +87,10 @@ class Extraction:
         updates: dict[str, Update] = {}
         left_out: dict[str, float] = {}
         names = self.base.names()
+        # One buffer for all weights: blocks of many sizes, taken and given back between
+        # factors that stay, would leave holes that are never used again.
+        sizes = [_size(i) for i in map(self.base.info, names) if self.covers(i)]
+        buffer = torch.empty(max(sizes, default=0))
         for done, name in enumerate(names):
             info = self.base.info(name)
             if info.role == "buffer":
@@ -98,7 +102,7 @@ class Extraction:
                 if change:
                     left_out[name] = change
                 continue
-            delta = _difference(self.base, self.tuned, info)
+            delta = _difference(self.base, self.tuned, info, buffer)
             if not bool(delta.any()):
                 continue
             matrix = delta.T if self.fan_in_fan_out else delta  # (d_out, d_in)
@@ -229,7 +233,7 @@ def _changes(
     base: Checkpoint, tuned: Checkpoint, name: str
 ) -> Iterator[tuple[int, Tensor]]:
     """The change part by part, subtracted in the wider of float32 and their own dtypes."""
-    size = torch.Size(base.info(name).shape).numel()
+    size = _size(base.info(name))
     for start in range(0, size, _PART):
         end = min(start + _PART, size)
         one, two = (flat_part(model, name, start, end) for model in (base, tuned))
@@ -244,11 +248,17 @@ def _changes(
         yield start, delta
 
 
-def _difference(base: Checkpoint, tuned: Checkpoint, info: TensorInfo) -> Tensor:
-    whole = torch.empty(torch.Size(info.shape).numel())
+def _difference(
+    base: Checkpoint, tuned: Checkpoint, info: TensorInfo, buffer: Tensor
+) -> Tensor:
+    """The whole change, in ``buffer``."""
     for start, delta in _changes(base, tuned, info.name):
-        whole[start : start + len(delta)] = delta
-    return whole.view(info.shape)
+        buffer[start : start + len(delta)] = delta
+    return buffer[: _size(info)].view(info.shape)
+
+
+def _size(info: TensorInfo) -> int:
+    return torch.Size(info.shape).numel()
 
 
 def _size_of_change(base: Checkpoint, tuned: Checkpoint, name: str) -> float:

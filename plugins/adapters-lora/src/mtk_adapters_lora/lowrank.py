@@ -19,6 +19,8 @@ OVERSAMPLE = 10
 ITERATIONS = 2
 # Below this ratio of smallest side to wanted columns the exact SVD costs little more.
 _EXACT_BELOW = 4
+# Entries that are compared at a time.
+_PART = 2**18
 
 
 class LowRank(NamedTuple):
@@ -80,8 +82,15 @@ def randomised(matrix: Tensor, rank: int, generator: Generator) -> LowRank:
         u = basis @ small
     root = s[:kept].sqrt()
     a, b = root[:, None] * vh[:kept], u[:, :kept] * root
-    error = float(torch.linalg.norm(torch.addmm(matrix, b, a, alpha=-1)))
-    return LowRank(a, b, error, float(torch.linalg.norm(matrix)))
+    return LowRank(a, b, _distance(matrix, b, a), float(torch.linalg.norm(matrix)))
+
+
+def _distance(matrix: Tensor, b: Tensor, a: Tensor) -> float:
+    """``|matrix - b @ a|``, some rows at a time."""
+    rows = max(1, _PART // matrix.shape[1])
+    parts = zip(matrix.split(rows), b.split(rows), strict=True)
+    norms = [torch.linalg.norm(torch.addmm(m, part, a, alpha=-1)) for m, part in parts]
+    return float(torch.linalg.norm(torch.stack(norms)))
 
 
 def _orthonormal(matrix: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,9 @@ _TASK_TYPES = {
     "SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION",
 }  # fmt: skip
 
-_MOST_SHOWN = 80  # of a name that a stranger wrote
+# Of a name that a stranger wrote: so many characters, and none that could mean more.
+_MOST_SHOWN = 80
+_ODD = re.compile(r"[^\w./:@-]", re.ASCII)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -241,5 +244,6 @@ def other_bases(sources: Sequence[Source]) -> list[str]:
     names = sorted({name for name in given if isinstance(name, str) and name})
     if len(names) < 2:
         return []
-    shown = " and ".join(repr(name[:_MOST_SHOWN]) for name in names[:2])
+    short = [_ODD.sub("?", name[:_MOST_SHOWN]) for name in names[:2]]
+    shown = " and ".join(repr(name) for name in short)
     return [f"the adapters name different bases, {shown}; their shapes fit"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mtk.errors import CheckpointError, UsageError
-from mtk_adapters_moe import folder
+from mtk_adapters_moe import folder, tokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,18 +22,16 @@ _LAYER = re.compile(r"(?P<head>(?:.*\.)?layers\.)(?P<number>\d+)(?P<tail>\..+)")
 def adapt(layout: Layout, changes: Changes) -> Layout:
     """The layout with a configuration that fits the merged model.
 
-    Refused are tokens to be added, and a number of layers for models whose layers differ.
+    A number of layers is refused for models whose layers differ.
     """
-    if changes.added_tokens:
-        raise UsageError(
-            f"a mixture of experts cannot take {len(changes.added_tokens)} added tokens "
-            "yet\nChoose the tokenizer of one of the models instead"
-        )
     files = dict(layout.files)
     if changes.tokenizer is not None:
         files = {n: f for n, f in files.items() if not folder.is_tokenizer_file(n)}
         theirs = changes.tokenizer.files
         files |= {n: f for n, f in theirs.items() if folder.is_tokenizer_file(n)}
+        tokens.take_special_ids(files, theirs)
+    if changes.added_tokens:
+        tokens.extend(files, changes.added_tokens)
     config = _config(files.get(folder.CONFIG))
     pieces, stored = layout.pieces, layout.stored
     inner = _language_model(config)

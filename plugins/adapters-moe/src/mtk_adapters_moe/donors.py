@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtk.errors import CheckpointError
-from mtk_adapters_moe import folder
+from mtk_adapters_moe import folder, tokens
 from mtk_adapters_moe.families import PROJECTIONS
 
 if TYPE_CHECKING:
@@ -138,15 +138,5 @@ def same_vocabulary(one: Dense, two: Dense) -> bool:
         rows.append(dense.source.info(EMBEDDINGS).shape[0] if known else None)
     if None not in rows and rows[0] != rows[1]:
         return False
-    first, second = _vocabulary(one.folder), _vocabulary(two.folder)
-    return first is None or second is None or first == second
-
-
-def _vocabulary(place: Path | None) -> Any:
-    if place is None or not (place / "tokenizer.json").is_file():
-        return None
-    table = folder.read_json(place / "tokenizer.json")
-    model, added = table.get("model"), table.get("added_tokens")
-    words = model.get("vocab") if isinstance(model, dict) else None
-    extra = added if isinstance(added, list) else []
-    return words, [t.get("content") for t in extra if isinstance(t, dict)]
+    first, second = (tokens.read(d.folder) if d.folder else {} for d in (one, two))
+    return not first or not second or first == second

@@ -7,14 +7,17 @@ opened, and no Python file is ever carried over.
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
+
 from mtk.checkpoint import SafetensorsCheckpoint
-from mtk.errors import CheckpointError
+from mtk.errors import CheckpointError, first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -110,7 +113,31 @@ def open_weights(folder: Path, label: str | None = None) -> SafetensorsCheckpoin
 def tensor_names(folder: Path) -> list[str]:
     """Names from the index or the header, without a look at the shards."""
     table = weight_map(folder)
-    return list(table) if table is not None else open_weights(folder).names()
+    if table is not None:
+        return list(table)
+    with _opened(folder / WEIGHTS) as handle:
+        return list(handle.keys())
+
+
+def shape_of(folder: Path, name: str) -> tuple[int, ...]:
+    """The shape of one tensor, from the header of the file it is in."""
+    table = weight_map(folder)
+    file = WEIGHTS if table is None else str(table[name])
+    with _opened(folder / file) as handle:
+        return tuple(handle.get_slice(name).get_shape())
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    if not file.is_file():
+        raise CheckpointError(f"{file} does not exist")
+    try:
+        with safe_open(file, framework="pt") as handle:
+            yield handle
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file}: not a readable safetensors file: {first_line(error)}"
+        ) from error
 
 
 def companions(folder: Path) -> dict[str, Path | bytes]:
@@ -138,6 +165,7 @@ def is_tokenizer_file(name: str) -> bool:
     return name in TOKENIZER_FILES or name.startswith("additional_chat_templates/")
 
 
-def dump(config: Mapping[str, Any]) -> bytes:
-    """A configuration as the text of a file."""
-    return json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
+def dump(config: Mapping[str, Any], *, ordered: bool = True) -> bytes:
+    """A configuration as the text of a file; ``ordered`` sorts its keys."""
+    text = json.dumps(config, indent=2, sort_keys=ordered, ensure_ascii=False)
+    return text.encode("utf-8", "surrogatepass") + b"\n"

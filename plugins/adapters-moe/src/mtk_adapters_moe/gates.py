@@ -158,7 +158,14 @@ def _load(path: Path) -> Any:
             trust_remote_code=False,
             use_safetensors=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (
+        ImportError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+    ) as error:
         raise CheckpointError(
             f"{path}: transformers could not load it: {first_line(error)}"
         ) from error

@@ -9,6 +9,7 @@ from mtk.errors import CheckpointError, UsageError, first_line
 from mtk_adapters_moe import folder, names
 from mtk_adapters_moe.adapting import adapt
 from mtk_adapters_moe.structures import open_view
+from mtk_adapters_moe.tokens import vocabulary_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
 
     from mtk.adapters import Checkpoint
     from mtk.checkpoint import SafetensorsCheckpoint
+    from mtk.vocabulary import Vocabulary
     from mtk_adapters_moe.view import ExpertView
 
-__all__ = ["adapt", "build", "layout", "matches", "open"]
+__all__ = ["adapt", "build", "layout", "matches", "open", "vocabulary"]
 
 
 def matches(path: Path) -> bool:
@@ -68,6 +70,11 @@ def layout(path: Path) -> Layout:
     )
 
 
+def vocabulary(path: Path) -> Vocabulary | None:
+    """Tokens, rows and the tensors with one row per token; None without a tokenizer."""
+    return vocabulary_of(path)
+
+
 def build(path: Path) -> nn.Module:
     """The model as transformers runs it, with every expert as a module of its own.
 
@@ -95,7 +102,14 @@ def build(path: Path) -> nn.Module:
         model: nn.Module = model_class.from_pretrained(
             path, dtype="auto", local_files_only=True, use_safetensors=True
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (
+        ImportError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+    ) as error:
         raise CheckpointError(
             f"{path}: transformers could not load it: {first_line(error)}"
         ) from error

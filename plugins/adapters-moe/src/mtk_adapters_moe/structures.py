@@ -83,7 +83,7 @@ def open_view(path: Path) -> ExpertView:
             f"{path} is no mixture of experts of a known layout\n"
             "Known are experts of gate, up and down projections, separate or fused"
         )
-    return ExpertView(source, count)
+    return ExpertView(source, count, folder.weight_files(path))
 
 
 def of_view(view: ExpertView, config: Mapping[str, object]) -> Structure:

@@ -20,7 +20,8 @@ from mtk.errors import CheckpointError
 from mtk_adapters_moe import names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -46,8 +47,11 @@ class ExpertView:
 
     kind = "moe"
 
-    def __init__(self, source: SafetensorsCheckpoint, count: int) -> None:
+    def __init__(
+        self, source: SafetensorsCheckpoint, count: int, files: Iterable[Path] = ()
+    ) -> None:
         self.label, self.source = source.label, source
+        self.files = tuple(files)
         if count > MOST_EXPERTS:
             raise CheckpointError(
                 f"{self.label}: the configuration says {count} experts; at most "

@@ -23,6 +23,21 @@ def scale(default: float, grid: tuple[float, ...]) -> mtk.Param:
     )
 
 
+def share(
+    name: str, default: float, doc: str, grid: tuple[float, ...] = ()
+) -> mtk.Param:
+    """A share from 0 to 1, for all experts or one for each."""
+    return mtk.Param(
+        name,
+        default,
+        f"{doc}; one number, or one per expert",
+        low=0.0,
+        high=1.0,
+        grid=grid,
+        type="float_or_floats",
+    )
+
+
 def normalize(*, default: bool) -> mtk.Param:
     """Whether a weighted sum becomes a weighted mean."""
     return mtk.Param("normalize", default, "divide by the sum of the weights")
@@ -66,12 +81,53 @@ def ties_params() -> tuple[mtk.Param, ...]:
     )
 
 
-def ties_scans(module: str, **when: tuple[str, ...]) -> tuple[mtk.Scan, ...]:
-    """Passes for a global threshold, and for the majority of signs."""
-    shared = when | {"threshold_scope": ("global",)}
+def ties_scans(
+    module: str, density: str, **when: tuple[str, ...]
+) -> tuple[mtk.Scan, ...]:
+    """Passes for thresholds, and for the majority of signs.
+
+    ``density`` names the parameter that the thresholds depend on.
+    """
+    at = f"{PACKAGE}.{module}"
+    same = (density, "keep_rule", "threshold_scope")
+    whole = when | {"threshold_scope": ("global",)}
+    exact = {"keep_rule": ("exact",)}
+    at_least = {"keep_rule": ("at_least",)}
+    apart = when | {"threshold_scope": ("tensor",)} | at_least
+    majority = when | {"sign_tie": ("majority",)}
+    needed = f"{at}:needs_threshold"
+
+    def histogram(what: str, place: dict[str, tuple[str, ...]]) -> mtk.Scan:
+        each = place is apart
+        return mtk.Scan(
+            f"{at}:scan_{what}",
+            place,
+            () if each else same,
+            slices="tensor" if each else "model",
+            each=each,
+            finish=f"{at}:finish_{what}",
+            needed=needed,
+        )
+
     return (
-        mtk.Scan(f"{PACKAGE}.{module}:scan_high", shared),
-        mtk.Scan(f"{PACKAGE}.{module}:scan_low", shared),
-        mtk.Scan(f"{PACKAGE}.{module}:scan_equal", shared | {"keep_rule": ("exact",)}),
-        mtk.Scan(f"{PACKAGE}.{module}:scan_signs", when | {"sign_tie": ("majority",)}),
+        histogram("high", whole),
+        histogram("low", whole),
+        histogram("high", apart),
+        histogram("low", apart),
+        mtk.Scan(
+            f"{at}:scan_equal",
+            whole | exact,
+            same,
+            finish=f"{at}:finish_equal",
+            needed=needed,
+        ),
+        mtk.Scan(
+            f"{at}:scan_own",
+            apart | exact,
+            each=True,
+            finish=f"{at}:finish_own",
+            needed=needed,
+        ),
+        mtk.Scan(f"{at}:scan_signs", majority | at_least, slices="model"),
+        mtk.Scan(f"{at}:scan_signs", majority | exact),
     )

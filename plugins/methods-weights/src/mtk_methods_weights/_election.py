@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def sign_sum(deltas: Sequence[Tensor], weights: Sequence[float]) -> dict[str, Tensor]:
     """Scan: positive less negative positions of the sum; its sign is the majority."""
-    return {"signs": _sum(deltas, weights).sign().sum(dtype=torch.float64)}
+    return {"signs": _sum(deltas, weights).sign_().sum(dtype=torch.float64)}
 
 
 def disjoint(

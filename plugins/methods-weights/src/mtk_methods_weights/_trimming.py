@@ -3,71 +3,42 @@
 The bit pattern of a non-negative float32, read as an integer, has the order of the
 numbers. So the n-th smallest magnitude of a whole model is found by two histograms: one
 of the high 16 bits of all patterns, one of the low 15 bits of those in the bin that the
-first one singles out. Neither needs more than one tensor at a time. Magnitudes of
-float64 tensors are compared after rounding to float32: entries that differ by less
-count as equal.
+first one singles out. Neither needs more than a slice of one tensor at a time.
+Magnitudes of float64 tensors are compared after rounding to float32: entries that differ
+by less count as equal.
 
-Everything runs over pieces of tensors, whose differences are made when they are looked
-at: temporary tensors as large as the model's cost more than the arithmetic.
+The sums of the two scans become ``thresholds`` (patterns) and ``quotas`` (how many of the
+entries at the very threshold are kept, for ``keep_rule`` exact), one for each expert.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import struct
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import hardshrink
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor
 
-    Deltas = Sequence[Tensor | "Difference"]
-
 LOW_BITS = 15  # of 31: histograms of 65,536 and 32,768 bins, which stay in the cache
 LOW_BINS, HIGH_BINS = 1 << LOW_BITS, 1 << (31 - LOW_BITS)
-# Entries trimmed at a time, which stay in the second-level cache; and counted at a time,
-# eight for each bin, so that adding up the bins costs little beside.
-PIECE, COUNTED = 1 << 16, 1 << 19
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Difference:
-    """``expert - base``, computed where it is looked at."""
-
-    expert: Tensor
-    base: Tensor
-
-    def numel(self) -> int:
-        """Number of entries."""
-        return self.expert.numel()
-
-    def piece(self, start: int, end: int) -> Tensor:
-        """Entries ``start`` to ``end``, counted flat."""
-        return self.expert.reshape(-1)[start:end] - self.base.reshape(-1)[start:end]
-
-
-def differences(experts: Sequence[Tensor], base: Tensor) -> list[Difference]:
-    """Task vectors that take no memory."""
-    return [Difference(expert.contiguous(), base.contiguous()) for expert in experts]
-
-
-def _piece(delta: Tensor | Difference, start: int, end: int) -> Tensor:
-    if isinstance(delta, Difference):
-        return delta.piece(start, end)
-    return delta.reshape(-1)[start:end]
-
-
-def steps(count: int, size: int) -> Iterator[tuple[int, int]]:
-    """Bounds of pieces."""
-    for start in range(0, count, size):
-        yield start, min(start + size, count)
+# Entries looked at in one go, where a tensor comes as a whole.
+PIECE = 1 << 18
 
 
 def patterns(delta: Tensor) -> Tensor:
     """Bit patterns of the float32 magnitudes, (n,), int32."""
     return delta.flatten().float().abs().view(torch.int32)
+
+
+def number(pattern: int) -> float:
+    """The float32 with this bit pattern."""
+    (value,) = struct.unpack("<f", struct.pack("<i", pattern))
+    return float(value)
 
 
 def rank(count: int, density: float, keep_rule: str) -> int:
@@ -76,133 +47,192 @@ def rank(count: int, density: float, keep_rule: str) -> int:
     return count - max(1, kept) + 1 if keep_rule == "exact" else max(1, count - kept)
 
 
-def high_counts(deltas: Deltas, *, density: float) -> dict[str, Tensor]:
+def partial(densities: Iterable[float]) -> bool:
+    """Whether some expert keeps a part of its entries, so that a threshold matters."""
+    return any(0 < density < 1 for density in densities)
+
+
+def high_counts(
+    deltas: Iterable[Tensor], densities: Sequence[float]
+) -> dict[str, Tensor]:
     """First scan: how many entries have each pattern of high bits, (k, HIGH_BINS)."""
-    if not 0 < density < 1:
-        return {}
-    return {"high": torch.stack([_high(delta) for delta in deltas])}
+    rows = []
+    for delta, density in zip(deltas, densities, strict=True):
+        if 0 < density < 1:
+            bits = patterns(delta).bitwise_right_shift_(LOW_BITS)
+            rows.append(torch.bincount(bits, minlength=HIGH_BINS))
+        else:
+            like = torch.zeros(HIGH_BINS, dtype=torch.int64, device=delta.device)
+            rows.append(like)
+    return {"high": torch.stack(rows)}
+
+
+def located(
+    summary: Mapping[str, Any], densities: Sequence[float], keep_rule: str
+) -> dict[str, Any]:
+    """The bin of each threshold, and the rank inside of it; or known thresholds."""
+    if "place" in summary or "thresholds" in summary:
+        return {k: summary[k] for k in _FOUND if k in summary}
+    found: dict[str, Any] = {"place": [], "below": [], "count": []}
+    for counts, density in zip(summary["high"], densities, strict=True):
+        count = int(counts.sum())
+        wanted = rank(count, density, keep_rule)
+        place, below = _locate(counts, wanted) if count else (0, 0)
+        for key, value in (("place", place), ("below", below), ("count", count)):
+            found[key].append(value)
+    return found
+
+
+_FOUND = ("place", "below", "count", "thresholds", "quotas")
 
 
 def low_counts(
-    deltas: Deltas,
-    *,
-    density: float,
+    deltas: Iterable[Tensor],
+    densities: Sequence[float],
     keep_rule: str,
     summary: Mapping[str, Any],
 ) -> dict[str, Tensor]:
     """Second scan: the low bits of those in the decisive bin, (k, LOW_BINS)."""
-    if not 0 < density < 1:
-        return {}
     rows = []
-    for delta, counts in zip(deltas, summary["high"], strict=True):
-        wanted = rank(int(counts.sum()), density, keep_rule)
-        rows.append(_low(delta, _locate(counts, wanted)[0]))
+    places = located(summary, densities, keep_rule).get("place")
+    if places is None:
+        return {}
+    for delta, density, place in zip(deltas, densities, places, strict=True):
+        if 0 < density < 1:
+            bits = patterns(delta)
+            inside = bits[bits >> LOW_BITS == place].bitwise_and_(LOW_BINS - 1)
+            rows.append(torch.bincount(inside, minlength=LOW_BINS))
+        else:
+            like = torch.zeros(LOW_BINS, dtype=torch.int64, device=delta.device)
+            rows.append(like)
     return {"low": torch.stack(rows)}
 
 
+def thresholds(
+    summary: Mapping[str, Any], densities: Sequence[float], keep_rule: str
+) -> dict[str, list[int]]:
+    """Pattern of each expert's smallest kept magnitude, and how many equal ones stay."""
+    if "thresholds" in summary:
+        return {"thresholds": summary["thresholds"], "quotas": summary["quotas"]}
+    if not partial(densities):
+        nothing = [0] * len(densities)
+        return {"thresholds": nothing, "quotas": nothing}
+    found = located(summary, densities, keep_rule)
+    result: dict[str, list[int]] = {"thresholds": [], "quotas": []}
+    for index, density in enumerate(densities):
+        count, below = found["count"][index], found["below"][index]
+        low = summary["low"][index]
+        if not count:
+            result["thresholds"].append(0)
+            result["quotas"].append(0)
+            continue
+        inner, inside = _locate(low, rank(count, density, keep_rule) - below)
+        smaller, equal = below + inside, int(low[inner])
+        result["thresholds"].append(found["place"][index] << LOW_BITS | inner)
+        kept = max(1, int(count * density))
+        result["quotas"].append(kept - (count - smaller - equal))
+    return result
+
+
+def own_thresholds(
+    deltas: Iterable[Tensor], densities: Sequence[float], keep_rule: str
+) -> dict[str, list[int]]:
+    """The same for one small tensor, which is given as a whole."""
+    result: dict[str, list[int]] = {"thresholds": [], "quotas": []}
+    for delta, density in zip(deltas, densities, strict=True):
+        count, threshold, quota = delta.numel(), 0, 0
+        if count and 0 < density < 1:
+            bits = patterns(delta)
+            wanted = rank(count, density, keep_rule)
+            threshold = int(torch.kthvalue(bits, wanted).values)
+            quota = max(1, int(count * density)) - int((bits > threshold).sum())
+        result["thresholds"].append(threshold)
+        result["quotas"].append(quota)
+    return result
+
+
 def equal_counts(
-    deltas: Deltas, *, density: float, summary: Mapping[str, Any], name: str
+    deltas: Iterable[Tensor],
+    densities: Sequence[float],
+    summary: Mapping[str, Any],
+    name: str,
 ) -> dict[str, Tensor]:
     """Third scan, rule exact: entries of this tensor at the very threshold, (k,)."""
-    if not 0 < density < 1:
-        return {}
     found = []
-    for index, delta in enumerate(deltas):
-        threshold, _ = _threshold(
-            summary["high"][index], summary["low"][index], density, "exact"
-        )
+    limits = thresholds(summary, densities, "exact")["thresholds"]
+    for delta, density, limit in zip(deltas, densities, limits, strict=True):
         total = 0
-        for start, end in steps(delta.numel(), PIECE):
-            total += int((patterns(_piece(delta, start, end)) == threshold).sum())
+        for piece in delta.reshape(-1).split(PIECE) if 0 < density < 1 else ():
+            total += int((patterns(piece) == limit).sum())
         found.append(total)
-    return {_equal_key(name): torch.tensor(found)}
+    return {_EQUAL + name: torch.tensor(found, device="cpu")}
 
 
-def trim(deltas: Sequence[Tensor], **rule: Any) -> list[Tensor]:
-    """The trimmed tensors as wholes; see :func:`trimmed`."""
-    whole = [torch.empty_like(delta).reshape(-1) for delta in deltas]
-    for start, end, kept in trimmed(deltas, **rule):
-        for result, piece in zip(whole, kept, strict=True):
-            result[start:end] = piece
-    return [
-        result.view(delta.shape) for result, delta in zip(whole, deltas, strict=True)
-    ]
+_EQUAL = "equal "
+
+
+def earlier(summary: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Entries at the threshold in all tensors that come before each one."""
+    if "earlier" in summary:
+        known: dict[str, list[int]] = summary["earlier"]
+        return known
+    result, total = dict[str, list[int]](), None
+    for key in sorted(key for key in summary if key.startswith(_EQUAL)):
+        counts = summary[key].tolist()
+        total = total or [0] * len(counts)
+        result[key.removeprefix(_EQUAL)] = total
+        total = [a + b for a, b in zip(total, counts, strict=True)]
+    return result
+
+
+def trim(delta: Tensor, density: float, threshold: int) -> Tensor:
+    """Zero what is below the threshold; density 0 keeps nothing, 1 all. Any slice."""
+    if density <= 0:
+        return torch.zeros_like(delta)
+    if density >= 1 or threshold == 0:
+        return delta
+    if delta.dtype == torch.float32:
+        # The patterns below the threshold are those up to the one before it.
+        return hardshrink(delta, number(threshold - 1))
+    bits = patterns(delta).view(delta.shape)
+    return torch.where(bits >= threshold, delta, 0.0)
+
+
+def trim_exactly(delta: Tensor, density: float, threshold: int, quota: int) -> Tensor:
+    """Of the entries at the very threshold, keep the first ``quota``. A whole tensor."""
+    if not 0 < density < 1:
+        return trim(delta, density, threshold)
+    flat = delta.reshape(-1)
+    kept = torch.empty_like(flat)
+    for piece, result in zip(flat.split(PIECE), kept.split(PIECE), strict=True):
+        bits = patterns(piece)
+        equal = bits == threshold
+        keep = (bits > threshold) | (equal & (equal.cumsum(0) <= quota))
+        result.copy_(torch.where(keep, piece, 0.0))
+        quota -= int(equal.sum())
+    return kept.view(delta.shape)
 
 
 def trimmed(
-    deltas: Deltas,
+    deltas: Iterable[Tensor],
+    densities: Sequence[float],
     *,
-    density: float,
-    threshold_scope: str,
     keep_rule: str,
+    threshold_scope: str,
     summary: Mapping[str, Any],
     name: str,
-) -> Iterator[tuple[int, int, list[Tensor]]]:
-    """Zero all but the share ``density`` of largest magnitude; 0 keeps none, 1 all.
-
-    Yields the bounds of each piece, in order, and the piece of every expert.
-    """
-    thresholds, quotas = [0] * len(deltas), [0] * len(deltas)
-    for index, delta in enumerate(deltas if 0 < density < 1 else ()):
-        if threshold_scope == "global":
-            high, low = summary["high"][index], summary["low"][index]
-            thresholds[index], quota = _threshold(high, low, density, keep_rule)
-            quota -= _earlier(summary, index, name) if keep_rule == "exact" else 0
-        else:
-            thresholds[index], quota = _own_threshold(delta, density, keep_rule)
-        quotas[index] = quota
-    for start, end in steps(deltas[0].numel(), PIECE):
-        kept = []
-        for index, delta in enumerate(deltas):
-            piece = _piece(delta, start, end)
-            if density <= 0:
-                piece = torch.zeros_like(piece)
-            elif density < 1 and keep_rule == "exact":
-                piece, used = _cut_exactly(piece, thresholds[index], quotas[index])
-                quotas[index] -= used
-            elif density < 1:
-                piece = _cut(piece, thresholds[index])
-            kept.append(piece)
-        yield start, end, kept
-
-
-def _cut(piece: Tensor, threshold: int) -> Tensor:
-    """Zero what is below the threshold.
-
-    A sign bit spread over the number is a mask; this is many times faster than a choice
-    by a truth value for each entry.
-    """
-    bits = patterns(piece)
-    if piece.dtype != torch.float32:
-        return torch.where(bits >= threshold, piece, 0.0)
-    mask = (threshold - 1 - bits) >> 31
-    return (piece.view(torch.int32) & mask).view(torch.float32)
-
-
-def _cut_exactly(piece: Tensor, threshold: int, quota: int) -> tuple[Tensor, int]:
-    """Of equal entries keep the first ``quota``; also how many there are."""
-    bits = patterns(piece)
-    equal = bits == threshold
-    keep = (bits > threshold) | (equal & (equal.cumsum(0) <= quota))
-    return torch.where(keep, piece, 0.0), int(equal.sum())
-
-
-def _high(delta: Tensor | Difference) -> Tensor:
-    counts = torch.zeros(HIGH_BINS, dtype=torch.int64)
-    for start, end in steps(delta.numel(), COUNTED):
-        bits = patterns(_piece(delta, start, end)) >> LOW_BITS
-        found = torch.bincount(bits)
-        counts[: len(found)] += found
-    return counts
-
-
-def _low(delta: Tensor | Difference, place: int) -> Tensor:
-    counts = torch.zeros(LOW_BINS, dtype=torch.int64)
-    for start, end in steps(delta.numel(), COUNTED):
-        bits = patterns(_piece(delta, start, end))
-        inside = bits[bits >> LOW_BITS == place] & (LOW_BINS - 1)
-        counts += torch.bincount(inside, minlength=LOW_BINS)
-    return counts
+) -> list[Tensor]:
+    """Every expert's task vector, trimmed; a slice, or with ``exact`` a whole tensor."""
+    found = thresholds(summary, densities, keep_rule)
+    limits, quotas = found["thresholds"], found["quotas"]
+    if keep_rule == "at_least":
+        pairs = zip(deltas, densities, limits, strict=True)
+        return [trim(delta, density, limit) for delta, density, limit in pairs]
+    if threshold_scope == "global" and partial(densities):
+        before = earlier(summary)[name]
+        quotas = [quota - taken for quota, taken in zip(quotas, before, strict=True)]
+    rows = zip(deltas, densities, limits, quotas, strict=True)
+    return [trim_exactly(*row) for row in rows]
 
 
 def _locate(counts: Tensor, wanted: int) -> tuple[int, int]:
@@ -210,48 +240,3 @@ def _locate(counts: Tensor, wanted: int) -> tuple[int, int]:
     below = counts.cumsum(0)
     place = min(int(torch.searchsorted(below, wanted)), len(counts) - 1)
     return place, int(below[place - 1]) if place else 0
-
-
-def _threshold(
-    high: Tensor, low: Tensor, density: float, keep_rule: str
-) -> tuple[int, int]:
-    """Pattern of the smallest kept magnitude, and how many equal to it are kept."""
-    count = int(high.sum())
-    wanted = rank(count, density, keep_rule)
-    place, below = _locate(high, wanted)
-    inner, inside = _locate(low, wanted - below)
-    smaller, equal = below + inside, int(low[inner])
-    quota = max(1, int(count * density)) - (count - smaller - equal)
-    return place << LOW_BITS | inner, quota
-
-
-def _own_threshold(
-    delta: Tensor | Difference, density: float, keep_rule: str
-) -> tuple[int, int]:
-    count = delta.numel()
-    if not count:
-        return 0, 0
-    wanted = rank(count, density, keep_rule)
-    if count > HIGH_BINS:
-        high = _high(delta)
-        return _threshold(
-            high, _low(delta, _locate(high, wanted)[0]), density, keep_rule
-        )
-    bits = patterns(_piece(delta, 0, count))
-    threshold = int(torch.kthvalue(bits, wanted).values)
-    quota = max(1, int(count * density)) - int((bits > threshold).sum())
-    return threshold, quota
-
-
-def _equal_key(name: str) -> str:
-    return f"equal {name}"
-
-
-def _earlier(summary: Mapping[str, Any], index: int, name: str) -> int:
-    """Entries at the threshold in the tensors that come before this one."""
-    prefix = _equal_key("")
-    return sum(
-        int(counts[index])
-        for key, counts in summary.items()
-        if key.startswith(prefix) and key < _equal_key(name)
-    )

@@ -21,6 +21,11 @@ def per_expert(weights: Sequence[float] | None, count: int) -> list[float]:
     return [1.0] * count if weights is None else list(weights)
 
 
+def each(value: float | list[float], count: int) -> list[float]:
+    """One number for every expert: its own, or the same."""
+    return list(value) if isinstance(value, list) else [float(value)] * count
+
+
 def divisor(weights: Sequence[float], *, normalize: bool) -> float:
     """The sum of the weights where it is asked for and usable, else one."""
     total = sum(weights)
@@ -30,9 +35,13 @@ def divisor(weights: Sequence[float], *, normalize: bool) -> float:
 def weighted_sum(
     tensors: Iterable[Tensor], weights: Sequence[float], like: Tensor
 ) -> Tensor:
-    """Sum of w_i * tensor_i. What has weight zero is not even read."""
-    total = torch.zeros_like(like)
+    """Sum of w_i * tensor_i, in memory of its own. Weight zero adds nothing."""
+    total: Tensor | None = None
     for tensor, weight in zip(tensors, weights, strict=True):
-        if weight:
+        if not weight:
+            continue
+        if total is None:
+            total = torch.mul(tensor, weight)
+        else:
             total.add_(tensor, alpha=weight)
-    return total
+    return torch.zeros_like(like) if total is None else total

@@ -20,4 +20,5 @@ if TYPE_CHECKING:
 
 def merge(*, experts: list[Tensor]) -> Tensor:
     """The element-wise mean; any shape."""
-    return weighted_sum(experts, [1.0] * len(experts), experts[0]) / len(experts)
+    total = weighted_sum(experts, [1.0] * len(experts), experts[0])
+    return total.div_(len(experts))

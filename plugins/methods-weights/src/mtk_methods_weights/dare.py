@@ -20,20 +20,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mtk_methods_weights._election import disjoint, sign_sum
+from mtk_methods_weights import ties
+from mtk_methods_weights._election import sign_sum
+from mtk_methods_weights._fused import elect
 from mtk_methods_weights._trimming import (
-    PIECE,
-    differences,
     equal_counts,
     high_counts,
     low_counts,
-    steps,
-    trim,
+    own_thresholds,
+    partial,
+    trimmed,
 )
-from mtk_methods_weights._weighting import divisor, per_expert, weighted_sum
+from mtk_methods_weights._weighting import divisor, each, per_expert, weighted_sum
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
@@ -45,47 +46,132 @@ def sparsify(
     *,
     experts: list[Tensor],
     base: Tensor,
-    density: float,
+    density: float | list[float],
     rescale: str,
     random: Random,
+    summary: Mapping[str, Any],
     **_: Any,
-) -> list[Tensor]:
-    """The task vectors after drop and rescale."""
-    result = []
-    for index, expert in enumerate(experts):
-        delta = expert - base
-        kept = torch.where(random.keep_mask(index, density, delta), delta, 0.0)
-        if rescale == "probability" and density > 0:
-            kept = kept / density
+) -> Iterator[Tensor]:
+    """The task vectors after drop and rescale, one at a time; any slice."""
+    for index, share in enumerate(each(density, len(experts))):
+        kept = random.drop(index, share, experts[index] - base)
+        if rescale == "probability" and share > 0:
+            kept = kept.div_(share)
         elif rescale == "l1":
-            before, after = delta.abs().sum(), kept.abs().sum()
-            # Nothing kept, nothing to rescale: the ratio would be 0/0 or infinite.
-            kept = kept * torch.where(after > 0, before / after, 1.0)
-        result.append(kept)
-    return result
+            kept = kept.mul_(_ratios(summary)[index])
+        yield kept
 
 
-def scan_high(*, ties_density: float, **given: Any) -> dict[str, Tensor]:
-    """Count the high bits of magnitudes, for a global threshold."""
-    return high_counts(sparsify(**given), density=ties_density)
+def scan_norms(
+    *,
+    experts: list[Tensor],
+    base: Tensor,
+    density: float | list[float],
+    random: Random,
+    **_: Any,
+) -> dict[str, Tensor]:
+    """L1 norms of each task vector before and after the drop, (k,)."""
+    before, after = [], []
+    for index, share in enumerate(each(density, len(experts))):
+        delta = experts[index] - base
+        kept = random.drop(index, share, delta)
+        before.append(delta.abs().sum(dtype=torch.float64))
+        after.append(kept.abs().sum(dtype=torch.float64))
+    return {"before": torch.stack(before), "after": torch.stack(after)}
+
+
+def finish_norms(*, summary: Mapping[str, Any], **_: Any) -> dict[str, list[float]]:
+    """What restores the norms."""
+    return {"ratios": _ratios(summary)}
+
+
+def _ratios(summary: Mapping[str, Any]) -> list[float]:
+    if "ratios" in summary:
+        known: list[float] = summary["ratios"]
+        return known
+    pairs = zip(summary["before"].tolist(), summary["after"].tolist(), strict=True)
+    # Nothing kept, nothing to rescale: the ratio would be 0/0 or infinite.
+    return [before / after if after > 0 else 1.0 for before, after in pairs]
+
+
+def needs_threshold(*, ties_density: float | list[float], **_: Any) -> bool:
+    """Whether anything is trimmed at a threshold."""
+    return partial(each(ties_density, 1))
+
+
+def scan_high(
+    *,
+    ties_density: float | list[float],
+    threshold_scope: str,
+    keep_rule: str,
+    info: TensorInfo,
+    **given: Any,
+) -> dict[str, Any]:
+    """Count the high bits of magnitudes; find the threshold of a small tensor at once."""
+    densities = each(ties_density, len(given["experts"]))
+    if threshold_scope == "tensor" and ties.is_small(given["base"], info):
+        return own_thresholds(sparsify(**given), densities, keep_rule)
+    return high_counts(sparsify(**given), densities)
+
+
+def finish_high(
+    *, ties_density: float | list[float], density: object, **given: Any
+) -> dict[str, Any]:
+    """Single out the decisive bins."""
+    del density  # of the drop; thresholds depend on the other one
+    return ties.finish_high(density=ties_density, **given)
 
 
 def scan_low(
-    *, ties_density: float, keep_rule: str, summary: Mapping[str, Any], **given: Any
+    *,
+    ties_density: float | list[float],
+    keep_rule: str,
+    summary: Mapping[str, Any],
+    **given: Any,
 ) -> dict[str, Tensor]:
-    """Count the low bits inside the decisive bin."""
-    return low_counts(
-        sparsify(**given), density=ties_density, keep_rule=keep_rule, summary=summary
-    )
+    """Count the low bits inside the decisive bins."""
+    densities = each(ties_density, len(given["experts"]))
+    deltas = sparsify(summary=summary, **given)
+    return low_counts(deltas, densities, keep_rule, summary)
+
+
+def finish_low(
+    *, ties_density: float | list[float], density: object, **given: Any
+) -> dict[str, Any]:
+    """The thresholds."""
+    del density
+    return ties.finish_low(density=ties_density, **given)
 
 
 def scan_equal(
-    *, ties_density: float, info: TensorInfo, summary: Mapping[str, Any], **given: Any
+    *,
+    ties_density: float | list[float],
+    info: TensorInfo,
+    summary: Mapping[str, Any],
+    **given: Any,
 ) -> dict[str, Tensor]:
     """Count what stands exactly at the threshold, for ``keep_rule`` exact."""
-    return equal_counts(
-        sparsify(**given), density=ties_density, summary=summary, name=info.name
-    )
+    densities = each(ties_density, len(given["experts"]))
+    deltas = sparsify(summary=summary, **given)
+    return equal_counts(deltas, densities, summary, info.name)
+
+
+def finish_equal(*, summary: Mapping[str, Any], **_: Any) -> dict[str, Any]:
+    """How many of these stand in the tensors before each one."""
+    return ties.finish_equal(summary=summary)
+
+
+def scan_own(
+    *, ties_density: float | list[float], keep_rule: str, **given: Any
+) -> dict[str, Any]:
+    """The thresholds of one tensor, for ``keep_rule`` exact."""
+    densities = each(ties_density, len(given["experts"]))
+    return own_thresholds(sparsify(**given), densities, keep_rule)
+
+
+def finish_own(*, summary: Mapping[str, Any], **_: Any) -> dict[str, Any]:
+    """What was found is final."""
+    return ties.finish_own(summary=summary)
 
 
 def scan_signs(*, weights: list[float] | None, **given: Any) -> dict[str, Tensor]:
@@ -96,6 +182,7 @@ def scan_signs(*, weights: list[float] | None, **given: Any) -> dict[str, Tensor
 
 def merge(
     *,
+    experts: list[Tensor],
     base: Tensor,
     merge: str,
     scale: float,
@@ -106,69 +193,35 @@ def merge(
     summary: Mapping[str, Any],
     **given: Any,
 ) -> Tensor:
-    """Sparsify and merge one tensor of any shape."""
-    if merge == "task_arithmetic" and given["rescale"] != "l1":
-        return _dropped(
-            base=base, scale=scale, weights=weights, normalize=normalize, **given
-        )
+    """Sparsify and merge; any slice, or with ``keep_rule`` exact a whole tensor."""
+    factors = per_expert(weights, len(experts))
+    given |= {"experts": experts, "base": base, "summary": summary}
     if merge == "task_arithmetic":
-        sparse = sparsify(base=base, **given)
-        factors = per_expert(weights, len(sparse))
-        total = weighted_sum(sparse, factors, base)
-        return base + total * (scale / divisor(factors, normalize=normalize))
-    kept = _trimmed(base=base, summary=summary, **given)
-    merged = disjoint(
-        kept,
-        per_expert(weights, len(kept)),
+        total = weighted_sum(sparsify(**given), factors, base)
+        factor = scale / divisor(factors, normalize=normalize)
+        return total.mul_(factor).add_(base)
+    merged = elect(
+        _trimmed(**given),
+        factors,
         merge_func=merge_func,
         sign_tie=sign_tie,
         majority=float(summary.get("signs", 0.0)),
     )
-    return base + scale * merged
-
-
-def _dropped(
-    *,
-    experts: list[Tensor],
-    base: Tensor,
-    density: float,
-    rescale: str,
-    random: Random,
-    scale: float,
-    weights: list[float] | None,
-    normalize: bool,
-    **_: Any,
-) -> Tensor:
-    """Task arithmetic of what is left, piece by piece; values as from wholes."""
-    factors, flat = per_expert(weights, len(experts)), base.reshape(-1)
-    factor = scale / divisor(factors, normalize=normalize)
-    total = torch.zeros_like(flat)
-    for index, delta in enumerate(differences(experts, base)):
-        if not factors[index]:
-            continue
-        mask = random.keep_mask(index, density, base).reshape(-1)
-        for start, end in steps(len(flat), PIECE):
-            kept = delta.piece(start, end).mul_(mask[start:end])
-            if rescale == "probability" and density > 0:
-                kept.div_(density)
-            total[start:end].add_(kept, alpha=factors[index])
-    for start, end in steps(len(flat), PIECE):
-        torch.add(flat[start:end], total[start:end] * factor, out=total[start:end])
-    return total.view(base.shape)
+    return merged.mul_(scale).add_(base)
 
 
 def _trimmed(
     *,
-    ties_density: float,
+    ties_density: float | list[float],
     threshold_scope: str,
     keep_rule: str,
     summary: Mapping[str, Any],
     info: TensorInfo,
     **given: Any,
 ) -> list[Tensor]:
-    return trim(
-        sparsify(**given),
-        density=ties_density,
+    return trimmed(
+        sparsify(summary=summary, **given),
+        each(ties_density, len(given["experts"])),
         threshold_scope=threshold_scope,
         keep_rule=keep_rule,
         summary=summary,

@@ -46,4 +46,4 @@ def merge(
             f"linear: the weights {factors} sum to {divisor:g}: no mean exists\n"
             "Give normalize=false, or weights with another sum"
         )
-    return total / divisor
+    return total.div_(divisor)

@@ -13,6 +13,7 @@ from mtk_methods_weights._declaring import (
     normalize,
     origin,
     scale,
+    share,
     ties_params,
     ties_scans,
 )
@@ -100,7 +101,21 @@ def _spherical() -> Iterator[mtk.Method]:
                 "eps", EPS, "smaller norms count as zero", low=0.0, open_low=True
             ),
         ),
-        scope="tensor",
+        scope="two-pass",
+        scans=(
+            mtk.Scan(
+                f"{PACKAGE}.slerp:scan_tensor",
+                {"scope": ("tensor",)},
+                slices="tensor",
+                each=True,
+                finish=f"{PACKAGE}.slerp:finish_tensor",
+            ),
+            mtk.Scan(
+                f"{PACKAGE}.slerp:scan_vectors",
+                {"scope": ("row", "column")},
+                each=True,
+            ),
+        ),
         symmetric=False,
         idempotent=True,
     )
@@ -148,20 +163,13 @@ def _sparse() -> Iterator[mtk.Method]:
         family="sparse",
         needs=mtk.Needs(base=True, info=True),
         params=(
-            mtk.Param(
-                "density",
-                0.2,
-                "share of entries kept per expert",
-                low=0.0,
-                high=1.0,
-                grid=(0.1, 0.2),
-            ),
+            share("density", 0.2, "share of entries kept", grid=(0.1, 0.2)),
             scale(1.0, (0.3, 0.5, 0.8, 1.0, 1.5)),
             WEIGHTS,
             *ties_params(),
         ),
         scope="two-pass",
-        scans=ties_scans("ties"),
+        scans=ties_scans("ties", "density"),
     )
     yield mtk.Method(
         name="dare",
@@ -171,14 +179,7 @@ def _sparse() -> Iterator[mtk.Method]:
         family="sparse",
         needs=mtk.Needs(base=True, info=True),
         params=(
-            mtk.Param(
-                "density",
-                0.5,
-                "share kept at random",
-                low=0.0,
-                high=1.0,
-                grid=(0.2, 0.5, 0.8),
-            ),
+            share("density", 0.5, "share kept at random", grid=(0.2, 0.5, 0.8)),
             choice(
                 "rescale",
                 "divide by density, keep the L1 norm of the tensor, or nothing",
@@ -196,17 +197,20 @@ def _sparse() -> Iterator[mtk.Method]:
             WEIGHTS,
             normalize(default=False),
             mtk.Param("seed", 0, "one stream per (seed, expert, tensor)", low=0),
-            mtk.Param(
-                "ties_density",
-                1.0,
-                "merge ties: share kept after the drop",
-                low=0.0,
-                high=1.0,
-            ),
+            share("ties_density", 1.0, "merge ties: share kept after the drop"),
             *ties_params(),
         ),
         scope="two-pass",
-        scans=ties_scans("dare", merge=("ties",)),
+        scans=(
+            mtk.Scan(
+                f"{PACKAGE}.dare:scan_norms",
+                {"rescale": ("l1",)},
+                slices="tensor",
+                each=True,
+                finish=f"{PACKAGE}.dare:finish_norms",
+            ),
+            *ties_scans("dare", "ties_density", merge=("ties",)),
+        ),
         stochastic=True,
     )
 

@@ -20,14 +20,56 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtk.errors import UsageError
-from mtk_methods_weights._trimming import PIECE, steps
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
 # The cosine is right to some units of 1e-16, so that a smaller 1 - cos^2 says nothing.
 # At small angles both formulas agree to 1e-14; near pi only the linear one is safe.
 SMALLEST_SINE_SQUARED = 1e-14
+
+
+def scan_tensor(
+    *, experts: list[Tensor], origin: str, base: Tensor | None = None, **_: Any
+) -> dict[str, Tensor]:
+    """Squared norms and the product of the two vectors, (3,); any slice of them."""
+    a, b = (v.reshape(-1).double() for v in _vectors_from(experts, base, origin))
+    return {"products": torch.stack([a @ a, b @ b, a @ b])}
+
+
+def finish_tensor(
+    *, summary: Mapping[str, Any], t: float, dot_threshold: float, eps: float, **_: Any
+) -> dict[str, list[float]]:
+    """What the two vectors are multiplied with."""
+    squares, dot = summary["products"][:2], summary["products"][2:]
+    n0, n1 = squares.sqrt().split(1)
+    factors = _factors(n0, n1, dot, t, dot_threshold=dot_threshold, eps=eps)
+    return {"factors": [float(factor) for factor in factors]}
+
+
+def scan_vectors(
+    *,
+    experts: list[Tensor],
+    t: float,
+    origin: str,
+    scope: str,
+    dot_threshold: float,
+    eps: float,
+    base: Tensor | None = None,
+    **_: Any,
+) -> dict[str, Tensor]:
+    """What each row or column of a whole tensor is multiplied with, (2, vectors)."""
+    first, second = _vectors_from(experts, base, origin)
+    if first.ndim < 2:
+        scope = "row"
+        first, second = first.reshape(1, -1), second.reshape(1, -1)
+    a, b = _vectors(first, scope).double(), _vectors(second, scope).double()
+    n0, n1 = torch.linalg.vector_norm(a, dim=1), torch.linalg.vector_norm(b, dim=1)
+    dot = (a * b).sum(1)
+    factors = _factors(n0, n1, dot, t, dot_threshold=dot_threshold, eps=eps)
+    return {"vectors": torch.stack(factors)}
 
 
 def merge(
@@ -38,47 +80,43 @@ def merge(
     scope: str,
     dot_threshold: float,
     eps: float,
+    summary: Mapping[str, Any],
     base: Tensor | None = None,
 ) -> Tensor:
-    """Interpolate ``experts[0]`` (t = 0) and ``experts[1]`` (t = 1); any shape."""
+    """Interpolate ``experts[0]`` (t = 0) and ``experts[1]`` (t = 1).
+
+    A slice, where ``summary`` holds the factors of the whole, or else a whole tensor.
+    """
+    first, second = _vectors_from(experts, base, origin)
+    rule: dict[str, Any] = {"t": t, "dot_threshold": dot_threshold, "eps": eps}
+    given: dict[str, Any] = {"experts": experts, "origin": origin, "base": base}
+    if scope == "tensor":
+        if "factors" not in summary:
+            summary = finish_tensor(summary=scan_tensor(**given), **rule)
+        w0, w1 = summary["factors"]
+        mixed = torch.mul(first.double(), w0).add_(second.double(), alpha=w1)
+    else:
+        if "vectors" not in summary:
+            summary = scan_vectors(scope=scope, **given, **rule)
+        if first.ndim < 2:
+            scope, first, second = "row", first.reshape(1, -1), second.reshape(1, -1)
+        w0, w1 = summary["vectors"][:, :, None]  # (vectors, 1)
+        a, b = _vectors(first, scope).double(), _vectors(second, scope).double()
+        mixed = _restore(w0 * a + w1 * b, first.shape, scope)
+        mixed = mixed.view(experts[0].shape)
+    result = mixed.to(first.dtype)
+    return result if origin == "zero" or base is None else result.add_(base)
+
+
+def _vectors_from(
+    experts: list[Tensor], base: Tensor | None, origin: str
+) -> tuple[Tensor, Tensor]:
     first, second = experts
-    rule: dict[str, Any] = {"scope": scope, "dot_threshold": dot_threshold, "eps": eps}
     if origin == "zero":
-        return _interpolate(first, second, t, **rule)
+        return first, second
     if base is None:
         raise UsageError("slerp: origin base needs the base model")
-    return base + _interpolate(first - base, second - base, t, **rule)
-
-
-def _interpolate(
-    first: Tensor,
-    second: Tensor,
-    t: float,
-    *,
-    scope: str,
-    dot_threshold: float,
-    eps: float,
-) -> Tensor:
-    if scope == "tensor" or first.ndim < 2:
-        a, b = first.reshape(-1), second.reshape(-1)
-        sums = torch.zeros(3, dtype=torch.float64)
-        for start, end in steps(len(a), PIECE):
-            x, y = a[start:end].double(), b[start:end].double()
-            sums += torch.stack([x @ x, y @ y, x @ y])
-        (n0, n1), dot = sums[:2].sqrt().split(1), sums[2:]
-        w0, w1 = _factors(n0, n1, dot, t, dot_threshold=dot_threshold, eps=eps)
-        mixed = torch.empty_like(a)
-        for start, end in steps(len(a), PIECE):
-            x, y = a[start:end].double(), b[start:end].double()
-            mixed[start:end] = w0 * x + w1 * y
-        return mixed.view(first.shape)
-    a = _vectors(first, scope).double()  # (vectors, length)
-    b = _vectors(second, scope).double()
-    n0, n1 = torch.linalg.vector_norm(a, dim=1), torch.linalg.vector_norm(b, dim=1)
-    dot = (a * b).sum(1)
-    w0, w1 = _factors(n0, n1, dot, t, dot_threshold=dot_threshold, eps=eps)
-    mixed = w0[:, None] * a + w1[:, None] * b
-    return _restore(mixed.to(first.dtype), first.shape, scope)
+    return first - base, second - base
 
 
 def _factors(

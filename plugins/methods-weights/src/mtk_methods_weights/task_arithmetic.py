@@ -31,4 +31,5 @@ def merge(
     """The base plus the scaled sum of task vectors; any shape."""
     factors = per_expert(weights, len(experts))
     total = weighted_sum((expert - base for expert in experts), factors, base)
-    return base + total * (scale / divisor(factors, normalize=normalize))
+    factor = scale / divisor(factors, normalize=normalize)
+    return total.mul_(factor).add_(base)

@@ -53,13 +53,8 @@ def _staged(configs: list[Config], path: Path) -> Recipe:
         for name, config in named.items()
         if name not in order
     ]
-    notes = [
-        f"{recipe.name or 'result'}: {note}"
-        for recipe in recipes
-        for note in recipe.notes
-    ]
-    stages = tuple(replace(recipe, notes=()) for recipe in recipes[:-1])
-    return replace(recipes[-1], stages=stages, notes=(*notes, *unused))
+    last = recipes[-1]
+    return replace(last, stages=tuple(recipes[:-1]), notes=(*last.notes, *unused))
 
 
 def _needed(config: Config, named: Mapping[str, Config]) -> list[str]:

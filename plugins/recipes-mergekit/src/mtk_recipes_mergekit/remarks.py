@@ -96,3 +96,9 @@ class Remarks:
                 "embeddings are merged as in the first slice, final norm and head as in "
                 "the last one"
             )
+        counts = [len(part.inputs) for part in config.slices]
+        if counts and counts[-1] > counts[0]:
+            yield (
+                "final norm and head are merged of all sources of the last slice; "
+                f"mergekit takes the first {counts[0]} only, as many as the first slice has"
+            )
