@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ADDRESS_SPACE = 2 << 30
+# No defect may fill the disk of whoever runs the tests.
+FILE_SIZE = 64 << 20
 SECONDS = 30
 STEPS = {
     "open", "os.mkdir", "os.rename", "os.chmod", "os.remove", "os.rmdir", "shutil.rmtree",
@@ -141,9 +143,8 @@ def _run(line: dict[str, object], answer: int) -> None:
     signal.alarm(SECONDS)
     os.chdir(line["cwd"])
     os.umask(line.get("umask", 0o022))
-    if "file_size" in line:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (line["file_size"],) * 2)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (line.get("file_size", FILE_SIZE),) * 2)
     if line.get("plain"):
         _drop_capabilities()
     if "wait_for" in line:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import os
 import sys
 from functools import cache
 
@@ -44,16 +46,21 @@ def release_freed_memory() -> None:
         trim(0)
 
 
-def reserve(descriptor: int, size: int) -> None:
-    """Allot a file's blocks beforehand; where the file system cannot, go on without.
+def reserve(descriptor: int, size: int) -> bool:
+    """Allot a file's blocks beforehand; False where the disk has too little room.
 
-    Python's own call writes into every block where the file system cannot do it.
+    Where the file system cannot allot, nothing is done; Python's own call would write
+    into every block there.
     """
+    disk = os.fstatvfs(descriptor)
+    if size > disk.f_bavail * disk.f_frsize:
+        return False
     allot = getattr(_libc(), "fallocate64", None)
-    if allot is not None and size > 0:
-        off = ctypes.c_int64
-        allot.argtypes = [ctypes.c_int, ctypes.c_int, off, off]
-        allot(descriptor, 0, 0, size)
+    if allot is None or not size:
+        return True
+    off = ctypes.c_int64
+    allot.argtypes = [ctypes.c_int, ctypes.c_int, off, off]
+    return not (allot(descriptor, 0, 0, size) and ctypes.get_errno() == errno.ENOSPC)
 
 
 def start_writing(descriptor: int, start: int, size: int) -> None:

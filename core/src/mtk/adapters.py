@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mtk.declare import TensorInfo
+    from mtk.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,3 +118,12 @@ class AdapterTarget(Protocol):
 
         Optional; without it, such changes are refused.
         """
+
+    def vocabulary(self, path: Path) -> Vocabulary | None:
+        """Tokens and rows of the model at ``path``; None without a tokenizer.
+
+        Optional; without it, vocabularies are compared by the shapes of tensors only.
+        """
+
+    def notes(self, path: Path) -> tuple[str, ...]:
+        """What of ``path`` is left out of a result, for the user to know. Optional."""

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+# The module that owns the tensor, or the tensor itself: ``time_embedding.linear_1`` is a
+# linear layer, and gpt-neox calls its head ``embed_out``.
 _EMBEDDING = re.compile(
-    r"(^|[._])(embed|embeddings?|wte|wpe|shared|tokens?)([._]|$)|embed"
+    r"(^|[._])(wte|wpe|shared|tokens?|[^.]*embed(?!_out)[^.]*)(\.weight)?$"
 )
-_NORM = re.compile(r"norm|(^|\.)ln|batch_?norm|(^|\.)bn\d*\.")
+_NORM = re.compile(r"norm|(^|\.)ln|(^|\.)bn\d*\.", re.IGNORECASE)
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,

@@ -3,88 +3,33 @@
 from __future__ import annotations
 
 import itertools
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from mtk.errors import DeclarationError
-from mtk.parameters import check_value
+from mtk._declaring import NAME, SLUG, Param, one_of, require
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+__all__ = [
+    "INVARIANTS",
+    "STATISTICS",
+    "Adapter",
+    "Method",
+    "Metric",
+    "Needs",
+    "Param",
+    "RecipeFormat",
+    "Scan",
+    "Task",
+    "TensorInfo",
+    "Track",
+]
 
 Scope = Literal["element", "tensor", "two-pass", "model"]
 Output = Literal["static", "per_task", "routed"]
 STATISTICS = ("fisher", "gram")
 INVARIANTS = ("symmetric", "idempotent", "identity_at_zero")
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
-_SLUG = re.compile(r"[a-z][a-z0-9_-]*")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise DeclarationError(message)
-
-
-def _one_of(
-    owner: str, field_name: str, value: object, allowed: tuple[str, ...]
-) -> None:
-    _require(
-        value in allowed,
-        f"{owner}: {field_name} is {value!r}; allowed are {', '.join(allowed)}",
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Param:
-    """One parameter of a method.
-
-    Args:
-        name: snake_case name, as in ``--param NAME=VALUE``.
-        default: the value used when nothing is given; its type is the type of the
-            parameter. ``None`` means that the method chooses, and needs ``type``.
-        doc: one phrase of meaning.
-        low, high: closed range of a number, or of each number of a list.
-        open_low: the lower end itself is excluded.
-        choices: the allowed values of an enumeration.
-        grid: values tried by ``mtk bench``; empty means not tuned.
-        type: ``bool``, ``int``, ``float``, ``str``, ``floats`` (a list of one number
-            per expert), ``strings``, or ``float_or_floats``. Inferred from ``default``
-            when left out.
-        stage: ``merge`` parameters go to the method, ``statistic`` parameters to the
-            collection of the statistics it needs.
-    """
-
-    name: str
-    default: Any
-    doc: str = ""
-    low: float | None = None
-    high: float | None = None
-    open_low: bool = False
-    choices: tuple[str, ...] = ()
-    grid: tuple[Any, ...] = ()
-    type: str = ""
-    stage: Literal["merge", "statistic"] = "merge"
-
-    def __post_init__(self) -> None:
-        _require(
-            bool(_NAME.fullmatch(self.name)), f"parameter {self.name!r}: not snake_case"
-        )
-        object.__setattr__(
-            self, "type", self.type or _infer_type(self.name, self.default)
-        )
-        for value in (self.default, *self.grid):
-            if value is not None:
-                check_value(self, value, owner="declaration", error=DeclarationError)
-
-
-def _infer_type(name: str, default: object) -> str:
-    for kind in (bool, int, float, str):
-        if type(default) is kind:
-            return kind.__name__
-    if isinstance(default, tuple | list) and default:
-        return "strings" if isinstance(default[0], str) else "floats"
-    raise DeclarationError(f"parameter {name!r}: give type=, it has no typed default")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,22 +66,22 @@ class Needs:
     task_at_inference: bool = False
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.base in (True, False, "optional"),
             f"needs.base is {self.base!r}; write True, False or 'optional'",
         )
         low, high = self.experts
-        _require(
+        require(
             low >= 1 and (high is None or high >= low),
             f"needs.experts is {self.experts}; write (fewest, most or None)",
         )
         for name in self.statistics:
-            _one_of("needs", "statistics", name, STATISTICS)
-        _one_of("needs", "data", self.data, ("none", "unlabelled", "labelled"))
-        _one_of("needs", "split", self.split, ("train", "validation", "test_time"))
-        _one_of("needs", "architecture", self.architecture, ("same", "any"))
+            one_of("needs", "statistics", name, STATISTICS)
+        one_of("needs", "data", self.data, ("none", "unlabelled", "labelled"))
+        one_of("needs", "split", self.split, ("train", "validation", "test_time"))
+        one_of("needs", "architecture", self.architecture, ("same", "any"))
         for kind in self.checkpoints:
-            _one_of("needs", "checkpoints", kind, ("full", "lora", "moe"))
+            one_of("needs", "checkpoints", kind, ("full", "lora", "moe"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,41 +160,39 @@ class Method:
 
     def __post_init__(self) -> None:
         owner = f"method {self.name!r}"
-        _require(
-            bool(_NAME.fullmatch(self.name)), f"{owner}: the name is not snake_case"
-        )
-        _one_of(owner, "scope", self.scope, ("element", "tensor", "two-pass", "model"))
-        _one_of(owner, "output", self.output, ("static", "per_task", "routed"))
+        require(bool(NAME.fullmatch(self.name)), f"{owner}: the name is not snake_case")
+        one_of(owner, "scope", self.scope, ("element", "tensor", "two-pass", "model"))
+        one_of(owner, "output", self.output, ("static", "per_task", "routed"))
         names = [param.name for param in self.params]
-        _require(
+        require(
             len(set(names)) == len(names), f"{owner}: a parameter is declared twice"
         )
-        _require(
+        require(
             (self.scope == "two-pass") == bool(self.scans),
             f"{owner}: scans belong to scope 'two-pass', which needs at least one",
         )
-        _require(
+        require(
             (self.output == "per_task") == (self.decode is not None),
             f"{owner}: decode belongs to output 'per_task', which needs it",
         )
-        _require(
+        require(
             (self.output == "routed") == (self.route is not None),
             f"{owner}: route belongs to output 'routed', which needs it",
         )
-        _require(
+        require(
             self.scope == "model"
             or (self.needs.data == "none" and not self.needs.gradients),
             f"{owner}: data and gradients are given to scope 'model' only",
         )
-        _require(
+        require(
             self.stochastic == ("seed" in names),
             f"{owner}: a stochastic method declares the parameter seed, others do not",
         )
-        _require(
+        require(
             not (self.stochastic and self.scope == "element"),
             f"{owner}: a stochastic method draws for whole tensors; use scope 'tensor'",
         )
-        _require(
+        require(
             self.scope != "model"
             or (not self.needs.statistics and not self.needs.info),
             f"{owner}: statistics and info are given tensor by tensor, not in scope 'model'",
@@ -264,7 +207,7 @@ class Method:
             *STATISTICS,
         }
         clash = reserved & set(names)
-        _require(not clash, f"{owner}: the parameter name {clash} is reserved")
+        require(not clash, f"{owner}: the parameter name {clash} is reserved")
 
     @property
     def grid(self) -> tuple[dict[str, Any], ...]:
@@ -292,8 +235,8 @@ class Metric:
     high: float | None = 1.0
 
     def __post_init__(self) -> None:
-        _require(
-            bool(_NAME.fullmatch(self.name)), f"metric {self.name!r}: not snake_case"
+        require(
+            bool(NAME.fullmatch(self.name)), f"metric {self.name!r}: not snake_case"
         )
 
 
@@ -315,9 +258,9 @@ class Adapter:
     formats: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _require(bool(_SLUG.fullmatch(self.name)), f"adapter {self.name!r}: bad name")
-        _one_of(f"adapter {self.name!r}", "kind", self.kind, ("full", "lora", "moe"))
-        _require(bool(self.views), f"adapter {self.name!r}: at least one view")
+        require(bool(SLUG.fullmatch(self.name)), f"adapter {self.name!r}: bad name")
+        one_of(f"adapter {self.name!r}", "kind", self.kind, ("full", "lora", "moe"))
+        require(bool(self.views), f"adapter {self.name!r}: at least one view")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,8 +278,8 @@ class RecipeFormat:
 
     def __post_init__(self) -> None:
         owner = f"recipe format {self.name!r}"
-        _require(bool(_SLUG.fullmatch(self.name)), f"{owner}: bad name")
-        _require(
+        require(bool(SLUG.fullmatch(self.name)), f"{owner}: bad name")
+        require(
             bool(self.suffixes) and all(s.startswith(".") for s in self.suffixes),
             f"{owner}: suffixes are ends of file names, such as '.yml'",
         )
@@ -352,7 +295,7 @@ class Task:
     metrics: tuple[str, ...] = ("accuracy",)
 
     def __post_init__(self) -> None:
-        _require(bool(self.metrics), f"task {self.name!r}: at least one metric")
+        require(bool(self.metrics), f"task {self.name!r}: at least one metric")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -381,10 +324,10 @@ class Track:
 
     def __post_init__(self) -> None:
         owner = f"track {self.name!r}"
-        _require(bool(_SLUG.fullmatch(self.name)), f"{owner}: bad name")
+        require(bool(SLUG.fullmatch(self.name)), f"{owner}: bad name")
         names = [task.name for task in self.tasks]
-        _require(len(set(names)) == len(names), f"{owner}: a task is declared twice")
-        _require(bool(self.held_in), f"{owner}: no held-in task")
+        require(len(set(names)) == len(names), f"{owner}: a task is declared twice")
+        require(bool(self.held_in), f"{owner}: no held-in task")
 
     @property
     def held_in(self) -> tuple[Task, ...]:
@@ -401,8 +344,10 @@ class Track:
 class TensorInfo:
     """Name, shape, dtype (``bfloat16``, ``float32`` ...) and role of one tensor.
 
-    ``role`` is ``linear``, ``embedding``, ``norm``, ``bias``, ``conv``, ``buffer`` or
-    ``other``. ``linear`` is the weight of a linear layer, (d_out, d_in).
+    ``role`` is ``linear``, ``linear_t``, ``head``, ``embedding``, ``norm``, ``bias``,
+    ``conv``, ``buffer`` or ``other``. ``linear`` is the weight of a linear layer,
+    (d_out, d_in), ``linear_t`` one that is stored as (d_in, d_out), ``head`` an output
+    embedding of its own; the last two only where the model's class is asked.
     ``layer`` is the weight that a bias belongs to, else the tensor's own name.
     """
 

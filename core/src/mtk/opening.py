@@ -65,6 +65,13 @@ class Input:
         found: Vocabulary | None = self.target.vocabulary(self.path)
         return found
 
+    def notes(self) -> tuple[str, ...]:
+        """What of it is left out, for the user to know."""
+        if self.path is None or not hasattr(self.target, "notes"):
+            return ()
+        found: tuple[str, ...] = self.target.notes(self.path)
+        return found
+
     def files(self) -> list[Path]:
         """All files that decide what it is."""
         if self.path is None or self.computed:

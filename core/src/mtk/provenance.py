@@ -117,8 +117,8 @@ def _short(paths: set[str]) -> dict[str, str]:
 
     found = {}
     for path in paths:
-        count = 1
-        while sum(last(other, count) == last(path, count) for other in paths) > 1:
+        count, others = 1, [other for other in paths if Path(other) != Path(path)]
+        while any(last(other, count) == last(path, count) for other in others):
             count += 1
         found[path] = last(path, count)
     return found

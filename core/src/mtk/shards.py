@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mtk.errors import CheckpointError
+from mtk.folders import check_space
 from mtk.writing import Output, open_output
 from mtk.writing import layout as file_order
 
@@ -200,5 +201,6 @@ def write_file(
 ) -> None:
     """Write one file; it appears at the end, when every tensor was put into it."""
     tensors = file_order(info for shard in shards for info in shard.tensors)
+    check_space(path, sum(map(size_of, tensors)))
     with open_output(path, tensors, metadata) as output:
         fill(Weights(layout, {info.name: (output, info.name) for info in tensors}))

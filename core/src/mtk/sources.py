@@ -99,9 +99,11 @@ class Opener:
         if source.adapter:
             found = self._input(source.adapter, label, found).checkpoint
         if source.rename:
-            from mtk.views import with_prefixes
+            from mtk.views import Over, with_prefixes
 
             found = with_prefixes(found, source.rename)
+            if base is not None:
+                found = Over(found, base)
         return found
 
     def _input(self, name: str, label: str, base: Checkpoint | None = None) -> Input:
@@ -115,6 +117,7 @@ class Opener:
                 model = self._models.get(name, name)
                 allowed = self._allowed
                 found = open_input(model, label, self._registry, base, allowed)
+            self.notes += [f"{name}: {note}" for note in found.notes()]
             alone = found.checkpoint.kind == "full"
             self.inputs[name if alone else own] = found
         return found
@@ -189,7 +192,10 @@ class Opener:
     def _vocabulary(self, source: Source, base: Checkpoint | None) -> Vocabulary | None:
         if source.rename:
             return None  # a part of a larger model; its rows are compared as they are
-        return self._input(source.path, "", base).vocabulary()
+        found = self._input(source.path, "", base)
+        if found.checkpoint.kind == "lora" and self._recipe.base is not None:
+            return self._input(self._recipe.base.path, "base").vocabulary()
+        return found.vocabulary()
 
     def _same_vocabulary(self) -> None:
         from mtk.vocabulary import plan

@@ -11,7 +11,7 @@ import torch
 
 from mtk._libc import reserve
 from mtk.checkpoint import CODES
-from mtk.errors import CheckpointError
+from mtk.errors import CheckpointError, UsageError
 from mtk.files import replace_file, replacing, write_at
 
 if TYPE_CHECKING:
@@ -86,7 +86,11 @@ class Output:
             self._places[info.name] = end, _width(info)
             end += _width(info) * torch.Size(info.shape).numel()
         self._missing = end - len(header)
-        reserve(descriptor, end)
+        if not reserve(descriptor, end):
+            raise UsageError(
+                f"the result takes {end / 1e9:.3f} GB, and its disk has less than that "
+                "free\nNothing was merged; make room, or choose another --output"
+            )
         write_at(descriptor, memoryview(header), 0)
 
     def put(self, name: str, start: int, tensor: Tensor) -> None:

@@ -4,13 +4,15 @@ Run it with the Python of an environment that has mergekit 0.1.5::
 
     HF_HUB_OFFLINE=1 PYTHON tests/make_reference.py
 
-It runs every ``reference/*.yml`` and writes the result beside it, in float32. The tests
-make the same models with :func:`write_models` and run the same files through mtk.
+It runs every ``reference/*.yml`` and writes the result beside it, in float32; and random
+recipes, which it writes with a print of each tensor into ``reference/random.json``. The
+tests make the same models with :func:`write_models` and run the same files through mtk.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import tempfile
@@ -20,6 +22,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 HERE = Path(__file__).parent / "reference"
+RECIPES = 60
 HIDDEN, INNER, LAYERS, TOKENS = 16, 24, 4, 40
 SEEDS = {"base": 0, "a": 1, "b": 2, "c": 3}
 
@@ -57,9 +60,13 @@ def tensors(name: str) -> dict[str, np.ndarray]:
 
 
 def write_models(folder: Path) -> None:
-    """``base``, experts ``a``, ``b``, ``c``, one with ``more`` tokens, an ``adapter``."""
+    """``base``, experts ``a``, ``b``, ``c``, and three others.
+
+    ``twin`` equals ``a``, ``more`` has more tokens, ``adapter`` is a LoRA.
+    """
     for name in SEEDS:
         _write(folder / name, tensors(name), [f"w{i}" for i in range(TOKENS)])
+    _write(folder / "twin", tensors("a"), [f"w{i}" for i in range(TOKENS)])
     more, random = tensors("a"), np.random.RandomState(9)
     # Two tokens change places and three are new.
     words = [f"w{i}" for i in (1, 0, *range(2, TOKENS))] + ["new0", "new1", "new2"]
@@ -143,6 +150,35 @@ def main(names: list[str]) -> None:
             if not names or path.stem in names:
                 _store(path, _merged(path, Path(scratch)))
                 print(path.stem)
+        if not names or "random" in names:
+            _store_random(Path(scratch))
+
+
+def fingerprint(values: list[float]) -> float:
+    """One number for a tensor, in which every entry and its place count."""
+    return math.fsum(value * math.cos(place) for place, value in enumerate(values))
+
+
+def _store_random(scratch: Path) -> None:
+    from importlib.metadata import version
+    from random import Random
+
+    import yaml
+    from random_recipes import make
+    from safetensors.torch import load_file
+
+    random, found = Random(2026), []
+    for number in range(RECIPES):
+        path = scratch / f"random{number}.yml"
+        path.write_text(yaml.safe_dump(make(random), sort_keys=False))
+        out = _merged(path, scratch)
+        prints = {}
+        for file in sorted(out.glob("*.safetensors")):
+            for name, tensor in load_file(file).items():
+                prints[name] = round(fingerprint(tensor.flatten().tolist()), 8)
+        found.append({"recipe": path.read_text(), "prints": prints})
+    about = {"mergekit": version("mergekit"), "cases": found}
+    (HERE / "random.json").write_text(json.dumps(about, indent=0) + "\n")
 
 
 def _merged(path: Path, scratch: Path) -> Path:

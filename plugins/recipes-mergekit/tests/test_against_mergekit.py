@@ -80,6 +80,23 @@ def test_folders_have_the_config_of_mergekits(name, tmp_path):
     assert set(stored) == set(tensors)
 
 
+CASES = json.loads((REFERENCE / "random.json").read_text())["cases"]
+
+
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_random_recipes_give_what_mergekit_made_of_them(number, maker, tmp_path):
+    """Levels, filters, gradients and slices in combinations that nobody thought of."""
+    path = tmp_path / "config.yml"
+    path.write_text(CASES[number]["recipe"])
+    expected = CASES[number]["prints"]
+    found = {
+        name: maker.fingerprint(tensor.flatten().tolist())
+        for name, tensor in mtk.merge(path).tensors.items()
+    }
+    # A print adds up to 640 entries, each right to about 1e-7.
+    assert found == pytest.approx(expected, rel=0, abs=2e-5)
+
+
 def changes(tensors, models):
     base = load_file(models / "base" / "model.safetensors")
     return {name: value - base[name] for name, value in tensors.items()}

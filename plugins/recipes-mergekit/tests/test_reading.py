@@ -335,6 +335,20 @@ def test_what_is_known_but_does_nothing_is_said_once(recipe):
     assert "1 times more" in note
 
 
+def test_what_mergekit_leaves_out_of_the_end_is_said(recipe):
+    found = recipe(
+        """
+        merge_method: karcher
+        slices:
+          - sources: [{model: a, layer_range: [0, 1]}]
+          - sources: [{model: a, layer_range: [0, 1]}, {model: b, layer_range: [0, 1]}]
+        """
+    )
+    assert found.slabs[0].method == "linear"  # a single model is copied
+    assert found.slabs[1].method is None
+    assert any("mergekit takes the first 1 only" in note for note in found.notes)
+
+
 def test_cases_that_never_apply_are_said(recipe):
     found = recipe(
         """

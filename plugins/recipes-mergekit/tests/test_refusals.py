@@ -178,6 +178,29 @@ def test_refused_with_the_line(recipe, text, line, says):
     assert len(message.splitlines()) <= 3
 
 
+SHIFTED = """
+merge_method: linear
+slices:
+  - sources:
+      - {{model: a, layer_range: [0, 2]}}
+      - {{model: b, layer_range: [{start}, {end}]}}
+parameters:
+  weight: [{{filter: {text}, value: 0.5}}, {{value: 1}}]
+"""
+
+
+@pytest.mark.parametrize("text", ["layers.1.", "layers.1", "1.mlp", "'1'", ".1."])
+def test_filters_with_numbers_where_layers_are_renumbered(recipe, text):
+    with pytest.raises(ParameterError, match=r"line 7: the filter .* layer's number"):
+        recipe(SHIFTED.format(start=1, end=3, text=text))
+    assert recipe(SHIFTED.format(start=0, end=2, text=text)).slabs
+
+
+@pytest.mark.parametrize("text", ["w1", "fc2.weight", "mlp", "2d"])
+def test_other_filters_may_have_digits(recipe, text):
+    assert recipe(SHIFTED.format(start=1, end=3, text=text)).slabs
+
+
 @pytest.mark.parametrize(
     "method",
     [

@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.nn.functional import hardshrink
 
@@ -99,13 +100,22 @@ def low_counts(
         return {}
     for delta, density, place in zip(deltas, densities, places, strict=True):
         if 0 < density < 1:
-            bits = patterns(delta)
-            inside = bits[bits >> LOW_BITS == place].bitwise_and_(LOW_BINS - 1)
+            inside = _inside(patterns(delta), place << LOW_BITS)
             rows.append(torch.bincount(inside, minlength=LOW_BINS))
         else:
             like = torch.zeros(LOW_BINS, dtype=torch.int64, device=delta.device)
             rows.append(like)
     return {"low": torch.stack(rows)}
+
+
+def _inside(bits: Tensor, start: int) -> Tensor:
+    """Low bits of the patterns from ``start`` to the end of its bin."""
+    if bits.device.type != "cpu":
+        return bits[bits >> LOW_BITS == start >> LOW_BITS] - start
+    # Below the bin the difference wraps to a large number. numpy picks out the few that
+    # are inside several times faster.
+    offsets = bits.numpy().view(np.uint32) - np.uint32(start)
+    return torch.from_numpy(offsets[offsets < LOW_BINS].view(np.int32))
 
 
 def thresholds(
