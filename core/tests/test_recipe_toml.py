@@ -224,8 +224,10 @@ STAGE = '[[stage]]\nname = "s"\nmethod = "x"\nexperts = ["a"]\n'
         (f'{STACK}experts = ["a"]\nlayers = [0, true]', "layers is [first, end]"),
         (f'{STACK}experts = [{{ path = "a", layers = [] }}]', "layers is [first, end]"),
         (
-            f'{STACK}experts = [{{ path = "a", weight = 1 }}]\nlayers = [0, 1]\n'
-            "params.weights = [1]",
+            (
+                f'{STACK}experts = [{{ path = "a", weight = 1 }}]\nlayers = [0, 1]\n'
+                "params.weights = [1]"
+            ),
             "beside the experts and in params",
         ),
         (
@@ -238,8 +240,10 @@ STAGE = '[[stage]]\nname = "s"\nmethod = "x"\nexperts = ["a"]\n'
         (f"{STAGED}{STAGE}shard_size = 3", "'shard_size'"),
         (f"{STAGED}{STAGE}[[stage.stage]]\n", "'stage'"),
         (
-            'method = "x"\nexperts = ["t"]\n[[stage]]\nname = "t"\nmethod = "x"\n'
-            f'experts = ["s"]\n{STAGE}',
+            (
+                'method = "x"\nexperts = ["t"]\n[[stage]]\nname = "t"\nmethod = "x"\n'
+                f'experts = ["s"]\n{STAGE}'
+            ),
             "'s' is not made yet",
         ),
     ],

@@ -24,6 +24,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "merge": "Merge checkpoints, by options or by a recipe.",
         "merge-lora": "Merge LoRA adapters into one adapter.",
         "extract-lora": "Turn a full fine-tune into a LoRA adapter.",
+        "upcycle": "Make a mixture of experts from dense models.",
         "export": "Write the checkpoint of one task of a per-task result.",
         "inspect": "Look at an unfamiliar checkpoint.",
     },

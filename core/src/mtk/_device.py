@@ -67,7 +67,7 @@ class Lane(threading.local):
     def buffer(self, key: Any, size: int, dtype: torch.dtype) -> Tensor:
         """Memory of the host for ``size`` entries, used again under the same key."""
         kept = self._buffers.get((key, dtype))
-        if kept is None or len(kept) < size:
+        if kept is None or kept.numel() < size:
             kept = torch.empty(size, dtype=dtype, device="cpu", pin_memory=self._cuda)
             self._buffers[key, dtype] = kept
         return kept[:size]

@@ -110,7 +110,7 @@ class Reader(threading.local):
         if name != span.name or flat is None:
             flat = source.read(span.name).flatten()
             self._last[id(source)] = span.name, flat
-        if span.end == len(flat):
+        if span.end == flat.numel():
             del self._last[id(source)]
         return flat[span.start : span.end]
 
@@ -121,7 +121,7 @@ class Reader(threading.local):
         if raw.dtype == wide:
             numbers = raw
         else:
-            numbers = self._room((id(source), "wide"), len(raw), wide).copy_(raw)
+            numbers = self._room((id(source), "wide"), raw.numel(), wide).copy_(raw)
         if self._check and not finite(numbers):
             refuse(source, span.name)
         return numbers

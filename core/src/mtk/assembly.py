@@ -100,7 +100,10 @@ def parts(
             group = groups[method]
             group.names.append(name)
             values = _evaluated(recipe, params, name, where_in(name))
-            group.params[name] = checked(group, values)
+            try:
+                group.params[name] = checked(group, values)
+            except ParameterError as error:
+                raise (_at(name, error) if rules else error) from None
         if not groups:
             method = (slab.method if slab else None) or recipe.method
             groups[method] = _Group(section, find(method))
@@ -109,6 +112,11 @@ def parts(
         made += [_part(recipe, group, given) for group in groups.values()]
     _check_patterns(recipe, seen, floats)
     return made
+
+
+def _at(name: str, error: ParameterError) -> ParameterError:
+    first, *more = str(error).splitlines()
+    return ParameterError("\n".join([f"{first} (at {name!r})", *more]))
 
 
 class _Checked:

@@ -151,11 +151,11 @@ class SafetensorsCheckpoint:
 
     def fill(self, name: str, start: int, room: Tensor) -> None:
         """Read entries from ``start`` on into ``room``, until it is full."""
-        if not len(room):
+        if not room.numel():
             return
         place = self._places.get(name)
         if place is None:
-            room.copy_(self.read(name).flatten()[start : start + len(room)])
+            room.copy_(self.read(name).flatten()[start : start + room.numel()])
             return
         view = memoryview(room.view(torch.uint8).numpy().data)
         self._reader.fill(view, place, place.offset + start * room.element_size())
@@ -195,7 +195,7 @@ class _Reader(threading.local):
     def fill(self, view: memoryview, place: _Place, offset: int) -> None:
         """Read until ``view`` is full."""
         try:
-            if self._opened is None or self._opened.file != place.file:
+            if self._opened is None or self._opened.file is not place.file:
                 self._opened = None
                 self._opened = _Opened(place.file)
             descriptor, done = self._opened.descriptor, 0

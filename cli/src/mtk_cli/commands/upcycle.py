@@ -28,7 +28,7 @@ PROMPTS = '--prompt 0="Solve x + 2 = 5" --prompt 1="Write a sonnet"'
 @declare(
     "upcycle",
     examples=(
-        "mtk upcycle mergekit_moe.yml -o OUT",
+        "mtk upcycle mergekit_moe.yml OUT",
         f"mtk upcycle --donor A --expert A --expert B {PROMPTS} -o OUT",
         "mtk upcycle --donor A --expert A --expert A -p gate=random -o OUT",
     ),
@@ -38,6 +38,7 @@ PROMPTS = '--prompt 0="Solve x + 2 = 5" --prompt 1="Write a sonnet"'
     required=False,
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
 )
+@click.argument("out", required=False, type=click.Path(path_type=Path))
 @click.option("--donor", help="The model that gives all but the MLPs, and tokenizer.")
 @click.option(
     "--expert",
@@ -71,7 +72,6 @@ PROMPTS = '--prompt 0="Solve x + 2 = 5" --prompt 1="Write a sonnet"'
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    required=True,
     help="The folder to write.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
@@ -80,6 +80,7 @@ PROMPTS = '--prompt 0="Solve x + 2 = 5" --prompt 1="Write a sonnet"'
 def command(
     *,
     recipe: Path | None,
+    out: Path | None,
     donor: str | None,
     experts: tuple[str, ...],
     prompts: tuple[str, ...],
@@ -88,7 +89,7 @@ def command(
     family: str | None,
     dtype: str | None,
     params: tuple[str, ...],
-    output: Path,
+    output: Path | None,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
@@ -102,6 +103,11 @@ def command(
     uniform_random), top_k, noise_scale, residual_scale, seed. A RECIPE is a YAML file as
     mergekit-moe takes it.
     """
+    target = out or output
+    if target is None or (out is not None and output is not None):
+        raise UsageError(
+            "give one folder to write: mtk upcycle config.yml OUT, or -o OUT"
+        )
     upcycle = _find(UPCYCLE)
     named: dict[str, Any] = {
         "donor": donor,
@@ -116,7 +122,7 @@ def command(
     request |= _parameters(params)
     request |= {k: v for k, v in (("family", family), ("dtype", dtype)) if v}
     _quieten()
-    result = upcycle(output=output, overwrite=overwrite, **request)
+    result = upcycle(output=target, overwrite=overwrite, **request)
     if not quiet:
         if recipe is not None:
             render.note(f"{recipe}: read as mergekit-moe does (gate_mode hidden)")

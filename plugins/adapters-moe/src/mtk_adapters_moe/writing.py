@@ -58,12 +58,13 @@ def write_model(
         for name, content in {**files, **indexes(layout, shards)}.items():
             put_file(partial, name, content)
         put_file(partial, CARD, _card(record, inputs, warnings).encode())
+        known = {place: _input(place) for place in set(inputs)}
         manifest = {
             "mtk": mtk.__version__,
             "format": FORMAT,
             "upcycle": dict(record),
             "warnings": list(warnings),
-            "inputs": [_input(place) for place in inputs],
+            "inputs": [known[place] for place in inputs],
         }
         write_manifest(partial, manifest)
     return size

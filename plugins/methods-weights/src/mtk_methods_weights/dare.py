@@ -174,7 +174,7 @@ def finish_own(*, summary: Mapping[str, Any], **_: Any) -> dict[str, Any]:
     return ties.finish_own(summary=summary)
 
 
-def scan_signs(*, weights: list[float] | None, **given: Any) -> dict[str, Tensor]:
+def scan_signs(*, weights: list[float] | None, **given: Any) -> dict[str, float]:
     """Sum the elected signs, for ``sign_tie`` majority."""
     kept = _trimmed(**given)
     return sign_sum(kept, per_expert(weights, len(kept)))

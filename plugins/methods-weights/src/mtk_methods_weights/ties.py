@@ -151,7 +151,7 @@ def scan_signs(
     info: TensorInfo,
     summary: Mapping[str, Any],
     **_: Any,
-) -> dict[str, Tensor]:
+) -> dict[str, float]:
     """Sum the elected signs, for ``sign_tie`` majority."""
     kept = trimmed(
         differences(experts, base),

@@ -61,15 +61,7 @@ def section(
         experts, own = [own, *others], None
     if row.base == "model":
         own = None
-    low, high = row.count
-    if len(experts) < low or (high is not None and len(experts) > high):
-        besides = " besides the base" if row.base in {"needed", "origin"} else ""
-        need = str(low) if low == high else f"at least {low}"
-        plural = "s" * (low > 1)
-        raise UsageError(
-            f"{where}: {row.name} takes {need} model{plural}{besides}, "
-            f"not {len(experts)}"
-        )
+    _check_count(row, len(experts), where)
     if row.alone and len(experts) == 1:
         return Section("linear", dict(_COPY), tuple(experts), None)
     params = _params(row, experts, levels, where, first)
@@ -88,16 +80,27 @@ def _check_inputs(
                 "each model once, with the sum of its weights"
             )
     if base is None and row.base in {"needed", "start"}:
-        raise UsageError(
-            f"{where}: {row.name} needs base_model\nName the model that the others were "
-            "fine-tuned from"
+        what = (
+            "the model that the others were fine-tuned from"
             if row.base == "needed"
-            else f"{where}: {row.name} needs base_model: the one of its two models at t = 0"
+            else "the one of its two models that t = 0 gives"
         )
+        raise UsageError(f"{where}: {row.name} needs base_model: {what}")
     if base and row.base != "model" and all(entry.model != base for entry in inputs):
         raise UsageError(
             f"{where}: the base model {base.text} is not among the sources of this slice\n"
             "Add it to the sources, with its layer_range"
+        )
+
+
+def _check_count(row: Row, count: int, where: str) -> None:
+    low, high = row.count
+    if count < low or (high is not None and count > high):
+        besides = " besides the base" if row.base in {"needed", "origin"} else ""
+        need = str(low) if low == high else f"at least {low}"
+        raise UsageError(
+            f"{where}: {row.name} takes {need} model{'s' * (low > 1)}{besides}, "
+            f"not {count}"
         )
 
 
