@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from safetensors.torch import save_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CHILD = """
 import copy, json, random, resource, signal, socket, sys, time, tomllib
@@ -30,7 +33,7 @@ torch.set_num_threads(1)
 path, seed, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 text = open(path).read()
 toml = path.endswith(".toml")
-tree = tomllib.loads(text) if toml else yaml.safe_load(text)
+tree = tomllib.loads(text) if toml else list(yaml.safe_load_all(text))
 draw = random.Random(seed)
 ODD = [[], {}, "", "x", "..", "/", "a\\0b", "base", "union", -1, 0, 1, 3, 1e308, -0.0, 2**70, True, False,
        [[]], [{}], [1, 2], {"a": 1}, ["x"], "ties", "slerp", "e0", float("nan"), float("inf"), "\\U0001f600",
@@ -66,7 +69,7 @@ def changed_tree():
             where[draw.choice(["method", "params", "experts", "layers", "x", "weight", "rule", "stage", "dtype"])] = where.pop(key)
         else:
             where.append(copy.deepcopy(where[key]))
-    return tomli_w.dumps(new) if toml else yaml.safe_dump(new, sort_keys=False, allow_unicode=True)
+    return tomli_w.dumps(new) if toml else yaml.safe_dump_all(new, sort_keys=False, allow_unicode=True)
 def changed_text():
     new = bytearray(text.encode())
     for _ in range(draw.randint(1, 4)):
@@ -90,7 +93,7 @@ method = "ties"
 base = "base"
 experts = [
     {path = "e0", weight = 0.5},
-    {path = "e1", weight = {gradient = [0.0, 0.5, 1.0]}, rename = {"" = ""}},
+    {path = "e1", weight = {gradient = [0.0, 0.5, 1.0]}},
 ]
 only = ["model.*", "lm_head.*"]
 dtype = "float32"
@@ -101,6 +104,7 @@ shard_size = "5GB"
 
 [params]
 density = 0.3
+threshold_scope = "tensor"
 scale = {choice = {"*mlp*" = 0.5, "*" = 1.0}}
 
 [[rule]]
@@ -222,6 +226,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "num_hidden_layers": 2,
         }
         (root / name / "config.json").write_text(json.dumps(config))
+        tokenizer = {
+            "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2, "d": 3}}
+        }
+        (root / name / "tokenizer.json").write_text(json.dumps(tokenizer))
     for name, text in GOOD.items():
         (root / name).write_text(text)
     return root
@@ -232,6 +240,12 @@ def run(place: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
         [sys.executable, *map(str, arguments)], cwd=place, capture_output=True, text=True,
         check=False, timeout=350,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_the_recipe_is_good_as_it_stands(place: Path, name: str) -> None:
+    done = run(place, "-m", "mtk_cli", "merge", name, "out-" + name)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -313,12 +327,15 @@ def test_recipes_that_are_too_much(place: Path) -> None:
     reports = {n: rest for n, *rest in map(json.loads, done.stdout.splitlines())}
     missing = [name for name in made if name not in reports]
     assert not missing, (missing[0], done.returncode, done.stderr[-2000:])
-    for name, (code, err, seconds) in reports.items():
-        wanted = (0,) if name.startswith("good") else (0, 2)
-        assert code in wanted, (name, err)
-        assert len(err.splitlines()) <= 3, (name, err[:1000])
-        assert len(err) < 2000, (name, len(err))
-        assert seconds < 20, (name, seconds)
+    wrong = {
+        name: (code, err[:300], seconds)
+        for name, (code, err, seconds) in reports.items()
+        if code not in ((0,) if name.startswith("good") else (0, 2))
+        or len(err.splitlines()) > 3
+        or seconds > 20
+    }
+    assert not wrong
+    print({name: round(s,1) for name,(c,e,s) in reports.items() if s>.5})
     for name in (
         "large.toml",
         "large.yml",

@@ -59,6 +59,7 @@ METHODS = {
 
 
 def find(name: str) -> mtk.Method:
+    name = name.removeprefix("tests:")
     if name not in METHODS:
         raise UnknownName(f"no method named {name!r}")
     return METHODS[name]
@@ -143,16 +144,19 @@ def test_another_method_starts_from_its_own_defaults() -> None:
             Rule(match=("*.mlp.*",), method="other"),
             Rule(match=("layers.0.*",), method="mean", params={"rule": "max"}),
             Rule(match=("layers.4.*",), method="other", params={"x": 1}),
+            Rule(match=("layers.[0-3].attn.*",), params={"scale": 3.0}),
+            Rule(match=("layers.1.attn.*",), method="tests:mean"),
         ),
     )
+    assert given(made, "layers.1.attn.weight")["scale"] == 3.0
     assert given(made, "layers.1.mlp.weight") == {"method": "other", "x": 7}
     assert given(made, "layers.4.mlp.weight") == {"method": "other", "x": 1}
     # Back to the first method: its parameters in the recipe are not those of the rule.
     again = given(made, "layers.0.mlp.weight")
     assert (again["method"], again["scale"], again["rule"]) == ("mean", 1.0, "max")
-    # The same method keeps what was said before.
+    # The same method, by whatever name, keeps what was said before.
     kept = given(made, "layers.0.attn.weight")
-    assert (kept["scale"], kept["rule"]) == (2.0, "max")
+    assert (kept["scale"], kept["rule"]) == (3.0, "max")
     assert sorted(name for part in made for name in part.names) == sorted(state())
 
 

@@ -12,7 +12,7 @@ from functools import cache
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _START_WRITING = 2
 # Freed memory that stays with each thread: a few temporary values of a chunk.
-_KEPT = 32 << 20
+KEPT = 32 << 20
 
 
 @cache
@@ -35,8 +35,8 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(_libc(), "mallopt", None)
     if mallopt is not None:
-        mallopt(_TRIM_THRESHOLD, _KEPT)
-        mallopt(_MMAP_THRESHOLD, _KEPT)
+        mallopt(_TRIM_THRESHOLD, KEPT)
+        mallopt(_MMAP_THRESHOLD, KEPT)
 
 
 def release_freed_memory() -> None:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import translate
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mtk.errors import CheckpointError, ParameterError, UsageError
@@ -76,6 +77,7 @@ def parts(
         given: further fields of every :class:`mtk.job.Job` (``masks`` ...).
     """
     made, seen, floats, checked = [], dict[str, None](), set[str](), _Checked()
+    find = cache(find)
     rules = [(rule, _fits(*rule.match)) for rule in recipe.rules]
     others = [r.method for r in recipe.rules] + [s.method for s in recipe.slabs]
     for other in filter(None, others):
@@ -94,7 +96,7 @@ def parts(
             if not takes(recipe.only, info):
                 rest.append(name)
                 continue
-            method, params = _chosen(recipe, slab, rules, name)
+            method, params = _chosen(find, recipe, slab, rules, name)
             if method not in groups:
                 groups[method] = _Group(section, find(method))
             group = groups[method]
@@ -150,6 +152,7 @@ def _positions(models: Checkpoint, *, slabbed: bool) -> Callable[[str], float]:
 
 
 def _chosen(
+    find: Find,
     recipe: Recipe,
     slab: Slab | None,
     rules: Sequence[tuple[Rule, Callable[[str], Any]]],
@@ -158,13 +161,13 @@ def _chosen(
     """Method and parameters of a tensor, before they are evaluated for it."""
     method, params = recipe.method, dict(recipe.params)
     if slab is not None:
-        if slab.method and slab.method != method:
+        if slab.method and find(slab.method) is not find(method):
             method, params = slab.method, {}
         params |= slab.params
     for rule, fits in rules:
         if not fits(name):
             continue
-        if rule.method and rule.method != method:
+        if rule.method and find(rule.method) is not find(method):
             method, params = rule.method, {}
         params |= rule.params
     return method, params

@@ -7,7 +7,7 @@ or parts of large ones, at a time; what they give does not depend on how many th
 Memory: where a method may be given slices, each thread holds one slice of every source
 and of the method's intermediate values; else one whole tensor of each, in float32.
 Nothing grows with the model, unless the result is kept in memory
-(:func:`mtk._costs.expected_memory`).
+(:func:`mtk.memory.expected_memory`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from mtk._calls import Caller, Frame
 from mtk._checks import checked, rounded
-from mtk._device import Lane, find_device
+from mtk._device import Lane, find_device, move
 from mtk._libc import keep_freed_memory
 from mtk._models import run_model
 from mtk._reading import Meter, Reader, compute_dtype
@@ -28,6 +28,7 @@ from mtk.errors import CheckpointError, MethodError
 from mtk.job import check_structure, without_statistic
 from mtk.pipeline import ordered
 from mtk.randomness import Random
+from mtk.results import PerTask, Routed
 from mtk.tied import find_tied
 
 if TYPE_CHECKING:
@@ -242,9 +243,14 @@ class _Merge:
         return entries(self._job, name) > self._frame.chunk
 
     def _host(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and value.device.type != "cpu":
-            return value.cpu()
-        return value
+        """What a method returned for a whole tensor, in the host's memory."""
+        host = torch.device("cpu")
+        if isinstance(value, PerTask):
+            codes = [move(dict(code), host) for code in value.codes]
+            return PerTask(move(value.shared, host), codes)
+        if isinstance(value, Routed):
+            return Routed(move(value.value, host), move(dict(value.parts), host))
+        return move(value, host)
 
     def _copy(self, unit: Unit, put: Put) -> None:
         """What is not merged, as it is, in the dtype of the result."""

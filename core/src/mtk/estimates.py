@@ -36,7 +36,7 @@ def expected_bytes(job: Job) -> int:
         if job.merged(info):
             once = sum(_sizes(job, name, known))
             total += once * _passes(job, name)
-        elif info.role == "buffer":  # compared in all models
+        elif info.role == "buffer" and job.method.scope != "model":  # compared
             total += sum(size_of(source.info(name)) for source in job.sources)
         else:
             total += size_of(info)

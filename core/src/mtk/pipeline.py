@@ -20,7 +20,7 @@ R = TypeVar("R")
 MOST_WORKERS = 4
 # Units handed out ahead of the oldest unfinished one: enough for a large tensor to be
 # overtaken by small ones, few enough that waiting results of scans stay small.
-AHEAD = 32
+AHEAD = 16
 
 
 def default_workers() -> int:

@@ -134,9 +134,9 @@ class Opener:
         found = request.parts(opener, self._registry)
         for name, item in opener.inputs.items():
             self.inputs[f"{stage.name}: {name}"] = item
-        self.notes += [
-            f"{stage.name}: {note}" for note in (*stage.notes, *opener.notes)
-        ]
+        theirs = tuple(f"{name}: " for name in self._stages)
+        own = [note for note in opener.notes if not note.startswith(theirs)]
+        self.notes += [f"{stage.name}: {note}" for note in (*stage.notes, *own)]
         target = opener.like()
         return Input(
             name=stage.name,
