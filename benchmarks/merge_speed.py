@@ -3,7 +3,8 @@
 
 Makes llama-layout bf16 checkpoints of a chosen size (a base and experts), then runs, in
 turn: the floor (read the method's inputs with ``cat``, write one model with ``dd``),
-``mtk``, and mergekit 0.1.5 in an environment of its own. Prints wall time over the floor.
+``mtk``, and mergekit 0.1.5 in an environment of its own. Prints wall time over the floor,
+and CPU time, which other work on the machine disturbs less.
 
     python benchmarks/merge_speed.py --size 0.2 --rounds 3
 """
@@ -123,8 +124,8 @@ def save(folder: Path, tensors: dict[str, torch.Tensor], shards: int) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def measure(command: list[str], log: Path) -> tuple[float, float]:
-    """Wall seconds and peak resident GB of one child, which must succeed."""
+def measure(command: list[str], log: Path) -> tuple[float, float, float]:
+    """Wall and CPU seconds and peak resident GB of one child, which must succeed."""
     start = time.perf_counter()
     with log.open("w") as out:
         child = subprocess.Popen(command, stdout=out, stderr=out)
@@ -133,7 +134,7 @@ def measure(command: list[str], log: Path) -> tuple[float, float]:
     seconds = time.perf_counter() - start
     if child.returncode:
         raise SystemExit(f"{' '.join(command)}\n{log.read_text()[-2000:]}")
-    return seconds, usage.ru_maxrss / 1e6
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e6
 
 
 def models(work: Path, experts: int, *, base: bool) -> list[Path]:
@@ -212,6 +213,7 @@ def compare(work: Path, methods: list[str], rounds: int, mergekit: Path | None) 
     for name in methods:
         experts, base, arguments, other = CASES[name]
         times: dict[str, list[float]] = {"floor": [], "mtk": [], "mergekit": []}
+        work_of: dict[str, list[float]] = {"floor": [], "mtk": [], "mergekit": []}
         memory = {"floor": 0.0, "mtk": 0.0, "mergekit": 0.0}
         for _ in range(rounds):
             commands = {
@@ -221,8 +223,9 @@ def compare(work: Path, methods: list[str], rounds: int, mergekit: Path | None) 
             if mergekit and other:
                 commands["mergekit"] = mergekit_command(mergekit, work, experts, other)
             for who, command in commands.items():
-                seconds, peak = measure(command, log)
+                seconds, cpu, peak = measure(command, log)
                 times[who].append(seconds)
+                work_of[who].append(cpu)
                 memory[who] = max(memory[who], peak)
         middle = statistics.median(times["floor"])
         for who, values in times.items():
@@ -230,7 +233,8 @@ def compare(work: Path, methods: list[str], rounds: int, mergekit: Path | None) 
                 ratios = [value / middle for value in values]
                 print(
                     f"{name:16} {who:9} seconds {spread(values)}   over floor "
-                    f"{spread(ratios)}   peak {memory[who]:.2f} GB",
+                    f"{spread(ratios)}   CPU {statistics.median(work_of[who]):6.2f} s   "
+                    f"peak {memory[who]:.2f} GB",
                     flush=True,
                 )
 
@@ -277,9 +281,10 @@ def main() -> None:
             for name in ("linear", "ties_global"):
                 _, base, arguments, _ = CASES[name]
                 command = mtk_command(work, experts, arguments, base=base)
-                seconds, peak = measure(command, work / "log")
+                seconds, cpu, peak = measure(command, work / "log")
                 print(
-                    f"{name:16} {experts:2} experts {seconds:6.2f} s  peak {peak:.2f} GB"
+                    f"{name:16} {experts:2} experts {seconds:6.2f} s  CPU {cpu:6.2f} s  "
+                    f"peak {peak:.2f} GB"
                 )
     finally:
         shutil.rmtree(work)

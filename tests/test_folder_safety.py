@@ -8,9 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import shutil
-import stat
 import sys
 from pathlib import Path
 
@@ -21,25 +19,24 @@ from safetensors.torch import load_file, save_file
 from mtk.errors import CheckpointError
 from mtk.folders import check_manifest, stale
 
-_spec = importlib.util.spec_from_file_location(
-    "safety_child", Path(__file__).with_name("safety_child.py")
-)
-safety_child = importlib.util.module_from_spec(_spec)
-sys.modules["safety_child"] = safety_child
-_spec.loader.exec_module(safety_child)
 
-MERGE = (
-    "merge",
-    "-m",
-    "task_arithmetic",
-    "--base",
-    "base",
-    "--expert",
-    "e0",
-    "--expert",
-    "e1",
+def _helper(name: str):
+    spec = importlib.util.spec_from_file_location(
+        name, Path(__file__).with_name(f"{name}.py")
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+safety_child, folders = _helper("safety_child"), _helper("safety_folders")
+MERGE, state, write_model = folders.MERGE, folders.state, folders.write_model
+contents, check_result, remains = (
+    folders.contents,
+    folders.check_result,
+    folders.remains,
 )
-MERGE += ("-p", "scale=0.5", "--workers", "1", "--shard-size", "500B")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -47,24 +44,6 @@ def child():
     process = safety_child.Child()
     yield process
     process.close()
-
-
-def state(seed: int) -> dict[str, torch.Tensor]:
-    draw = torch.Generator().manual_seed(seed)
-    shapes = {"lm_head.weight": (12, 8), "model.layers.0.mlp.up_proj.weight": (8, 8)}
-    return {n: torch.randn(s, generator=draw) for n, s in shapes.items()}
-
-
-def write_model(folder: Path, seed: int) -> Path:
-    folder.mkdir()
-    save_file(state(seed), folder / "model.safetensors")
-    config = {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "vocab_size": 12,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
 
 
 @pytest.fixture
@@ -75,33 +54,6 @@ def place(tmp_path: Path) -> Path:
     before = contents(tmp_path / "base", tmp_path / "e0", tmp_path / "e1")
     yield tmp_path
     assert contents(tmp_path / "base", tmp_path / "e0", tmp_path / "e1") == before
-
-
-def contents(*folders: Path) -> dict[str, str]:
-    return {
-        str(file): hashlib.sha256(file.read_bytes()).hexdigest()
-        for folder in folders
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
-
-
-def check_result(folder: Path) -> None:
-    """A complete merge with the right numbers."""
-    assert check_manifest(folder, contents=True) is not None
-    merged = {}
-    for file in folder.glob("*.safetensors"):
-        merged |= load_file(file)
-    base, one, two = state(0), state(1), state(2)
-    for name, tensor in base.items():
-        wanted = tensor + 0.5 * ((one[name] - tensor) + (two[name] - tensor))
-        torch.testing.assert_close(merged[name], wanted)
-
-
-def remains(place: Path) -> list[str]:
-    return sorted(
-        path.name for path in place.iterdir() if path.name not in ("base", "e0", "e1")
-    )
 
 
 def test_killed_at_every_step_nothing_looks_complete(child, place: Path) -> None:
@@ -259,98 +211,6 @@ def test_a_run_that_began_later_and_ended_first_is_not_replaced(
         assert load_file(place / "out" / "model.safetensors").keys() == state(7).keys()
         assert remains(place) == ["out"]
         (place / "out").rename(place / "first")
-
-
-@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
-@pytest.mark.parametrize("out", ["out", "out.safetensors"])
-def test_modes_are_the_user_s(child, place: Path, umask: int, out: str) -> None:
-    assert child.mtk(*MERGE, "-o", out, cwd=place, umask=umask).code == 0
-    for path in (place / out, *(place / out).rglob("*")):
-        full = 0o777 if path.is_dir() else 0o666
-        assert stat.S_IMODE(path.stat().st_mode) == full & ~umask, path
-
-
-def test_nobody_else_reads_a_folder_that_is_not_done(child, place: Path) -> None:
-    child.mtk(*MERGE, "-o", "out", cwd=place, kill=6)
-    (partial,) = stale(place / "out")
-    assert stat.S_IMODE(partial.stat().st_mode) == 0o700
-
-
-@pytest.mark.parametrize("out", ["out", "out.safetensors"])
-def test_a_read_only_parent(child, place: Path, out: str) -> None:
-    closed = place / "closed"
-    closed.mkdir(mode=0o555)
-    outcome = child.mtk(*MERGE, "-o", f"closed/{out}", cwd=place, plain=True)
-    assert f"closed/{out}" in outcome.refused()
-    assert list(closed.iterdir()) == []
-
-
-ODD = {
-    "the same": "e0",
-    "with dots": "base/../e0",
-    "inside": "e0/out",
-    "deep inside": "e0/sub/../out",
-    "parent": ".",
-    "parent, named": "../{name}",
-    "by a link": "link/out",
-    "a link": "link",
-    "above": "..",
-    "a file in an input": "e0/out.safetensors",
-    "the weights of an input": "e0/model.safetensors",
-    "the weights, by a link": "link/model.safetensors",
-    "a file": "file",
-    "a dangling link": "dangling",
-    "a link to a folder": "linked-folder",
-    "a pipe": "pipe",
-    "a pipe for weights": "pipe.safetensors",
-    "a link for weights": "link.safetensors",
-    "no parent": "gone/out",
-    "a file as the parent": "file/out",
-    "partial": "out.partial-01234567",
-    "the root": "/",
-    "a pickle": "out.bin",
-    "not ours": "theirs",
-    "not ours, with a manifest": "site",
-    "not only ours": "mixed",
-    "with a link in it": "mixed-link",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]], ids=["new", "overwrite"])
-@pytest.mark.parametrize("name", ODD)
-def test_an_odd_place_is_refused_and_left_alone(
-    child, place: Path, name: str, overwrite
-) -> None:
-    (place / "link").symlink_to("e0")
-    (place / "dangling").symlink_to("gone")
-    (place / "real-folder").mkdir()
-    (place / "linked-folder").symlink_to("real-folder")
-    (place / "link.safetensors").symlink_to("e0/model.safetensors")
-    (place / "file").write_text("mine")
-    os.mkfifo(place / "pipe")
-    os.mkfifo(place / "pipe.safetensors")
-    write_model(place / "theirs", 5)
-    for folder in ("site", "mixed", "mixed-link"):
-        assert child.mtk(*MERGE, "-o", folder, cwd=place).code == 0
-    (place / "site" / "manifest.json").write_text('{"name": "My site", "icons": []}')
-    (place / "mixed" / "evaluation.txt").write_text("a week of work")
-    (place / "mixed-link" / "data").symlink_to("../real-folder")
-    (place / "kept").mkdir()
-    before, names = contents(place), sorted(place.rglob("*"))
-    output = ODD[name].format(name=place.name)
-    outcome = child.mtk(*MERGE, "-o", output, *overwrite, cwd=place)
-    outcome.refused()
-    assert contents(place) == before
-    assert sorted(place.rglob("*")) == names
-
-
-def test_only_what_mtk_wrote_is_replaced(child, place: Path) -> None:
-    (place / "out").mkdir()  # empty: nothing is lost
-    for _ in range(2):
-        assert "exists" in child.mtk(*MERGE, "-o", "out", cwd=place).refused()
-        assert child.mtk(*MERGE, "-o", "out", "--overwrite", cwd=place).code == 0
-        check_result(place / "out")
-        assert remains(place) == ["out"]
 
 
 CHANGES = {

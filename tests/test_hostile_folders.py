@@ -1,4 +1,4 @@
-"""Model folders from strangers: bounded, nothing runs, nothing from outside is carried over.
+"""Folders from strangers: what stands beside the weights is bounded, and stays inside.
 
 Every case is a real command line in a fork of one warm process (``safety_child.py``).
 """
@@ -9,26 +9,24 @@ import importlib.util
 import json
 import os
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
 
-_spec = importlib.util.spec_from_file_location(
-    "safety_child", Path(__file__).with_name("safety_child.py")
-)
-safety_child = importlib.util.module_from_spec(_spec)
-sys.modules["safety_child"] = safety_child
-_spec.loader.exec_module(safety_child)
 
-SECRET = "what stands outside of the model's folder"
-CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 4}
-TOKENIZER = {
-    "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2, "d": 3}, "merges": []}
-}
-TEMPLATE = "{% for x in ().__class__.__base__.__subclasses__() %}{{ x }}{% endfor %}"
+def _helper(name: str):
+    spec = importlib.util.spec_from_file_location(
+        name, Path(__file__).with_name(f"{name}.py")
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+safety_child, models = _helper("safety_child"), _helper("safety_models")
+merge, nothing, written = models.merge, models.nothing, models.written
+CONFIG, TOKENIZER, SECRET = models.CONFIG, models.TOKENIZER, models.SECRET
 
 
 @pytest.fixture(scope="module")
@@ -38,64 +36,9 @@ def child():
     process.close()
 
 
-def write_model(folder: Path, seed: int) -> Path:
-    folder.mkdir(parents=True)
-    draw = torch.Generator().manual_seed(seed)
-    shapes = {
-        "model.embed_tokens.weight": (4, 3),
-        "model.layers.0.mlp.up_proj.weight": (5, 3),
-    }
-    tensors = {n: torch.randn(s, generator=draw) for n, s in shapes.items()}
-    save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
-    return folder
-
-
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """``good`` and ``bad``, which a test makes bad, and a file outside of both."""
-    write_model(tmp_path / "good", 0)
-    write_model(tmp_path / "bad", 1)
-    (tmp_path / "outside").write_text(json.dumps({"secret": SECRET}))
-    return tmp_path
-
-
-def merge(child, place: Path, *more: object):
-    """Merge with the bad model as the donor of config and tokenizer."""
-    before = {p: p.lstat().st_mtime_ns for p in place.rglob("*") if not p.is_symlink()}
-    outcome = child.mtk(
-        "merge", "-m", "average", "--expert", "bad", "--expert", "good", "-o", "out", *more,
-        cwd=place,
-    )  # fmt: skip
-    after = {p: p.lstat().st_mtime_ns for p in before}
-    assert before == after
-    return outcome
-
-
-def written(place: Path) -> dict[str, bytes]:
-    out = place / "out"
-    for path in out.rglob("*"):
-        assert not path.is_symlink()
-        assert path.resolve().is_relative_to(out.resolve())
-    files = {
-        str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()
-    }
-    assert not any(SECRET.encode() in content for content in files.values())
-    assert not any(name.endswith((".py", ".so", ".bin", ".pkl")) for name in files)
-    return files
-
-
-def nothing(place: Path) -> None:
-    assert {p.name for p in place.iterdir()} <= {
-        "good",
-        "bad",
-        "outside",
-        "x",
-        "real",
-        "hub",
-        "evil",
-    }
+    return models.make_place(tmp_path)
 
 
 def sparse(path: Path, size: int) -> None:
@@ -312,7 +255,7 @@ def test_a_linked_folder_of_templates(child, place: Path) -> None:
 def test_the_cache_of_the_hub_works(child, place: Path) -> None:
     blobs = place / "hub" / "models--a--b" / "blobs"
     snapshot = place / "hub" / "models--a--b" / "snapshots" / "0123"
-    write_model(snapshot, 3)
+    models.write_model(snapshot, 3)
     blobs.mkdir()
     for number, file in enumerate(sorted(snapshot.iterdir())):
         blob = blobs / f"{number:040x}"
@@ -334,232 +277,3 @@ def test_the_cache_of_the_hub_works(child, place: Path) -> None:
     files = written(place)
     assert json.loads(files["config.json"]) == CONFIG
     assert json.loads(files["tokenizer.json"]) == TOKENIZER
-
-
-def test_code_is_neither_run_nor_carried(child, place: Path) -> None:
-    canary = place / "bad" / "canary"
-    code = f"open({str(canary)!r}, 'w')"
-    config = {
-        **CONFIG,
-        "auto_map": {"AutoModelForCausalLM": "evil--modeling.Evil"},
-        "text_config": {"auto_map": {"AutoConfig": "x.Y"}},
-        "_attn_implementation": "evil/kernels",
-    }
-    (place / "bad" / "config.json").write_text(json.dumps(config))
-    (place / "bad" / "tokenizer_config.json").write_text(
-        json.dumps(
-            {"auto_map": {"AutoTokenizer": ["x.Y", None]}, "tokenizer_class": "X"}
-        )
-    )
-    for name in (
-        "modeling.py",
-        "__init__.py",
-        "setup.py",
-        "conftest.py",
-        "mtk.py",
-        "sitecustomize.py",
-        "x.so",
-        "config.json.py",
-    ):
-        (place / "bad" / name).write_text(code)
-    outcome = merge(child, place)
-    assert outcome.code == 0, outcome
-    assert "code of a checkpoint is never carried" in outcome.stderr
-    files = written(place)
-    for name in ("config.json", "tokenizer_config.json"):
-        assert b"auto_map" not in files[name]
-        assert b"evil" not in files[name]
-    card = files["README.md"].decode()
-    assert "code" in card
-    child.mtk("inspect", "bad", "--against", "good", cwd=place)
-    child.mtk(
-        "merge",
-        "-m",
-        "average",
-        "--expert",
-        "../bad",
-        "--expert",
-        "../good",
-        "-o",
-        "../o2",
-        cwd=place / "bad",
-    )
-    assert not canary.exists()
-
-
-def test_chat_templates_are_carried_unread(child, place: Path) -> None:
-    (place / "bad" / "chat_template.jinja").write_text(TEMPLATE)
-    config = {"chat_template": TEMPLATE, "bos_token": "a"}
-    (place / "bad" / "tokenizer_config.json").write_text(json.dumps(config))
-    (place / "bad" / "additional_chat_templates").mkdir()
-    (place / "bad" / "additional_chat_templates" / "tools.jinja").write_text(TEMPLATE)
-    assert merge(child, place).code == 0
-    files = written(place)
-    assert files["chat_template.jinja"].decode() == TEMPLATE
-    assert json.loads(files["tokenizer_config.json"]) == config
-    assert files["additional_chat_templates/tools.jinja"].decode() == TEMPLATE
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../good",
-        "{place}/good",
-        "..",
-        ".",
-        "a/../../good",
-        "good\0",
-        "linked",
-        "unet/../../good",
-        "",
-    ],
-)
-def test_a_pipeline_that_names_folders_outside(child, place: Path, name: str) -> None:
-    (place / "bad" / "model.safetensors").unlink()
-    (place / "bad" / "linked").symlink_to("../good")
-    name = name.format(place=place)
-    table = {"_class_name": "X", name: ["diffusers", "UNet2DConditionModel"]}
-    (place / "bad" / "model_index.json").write_text(json.dumps(table))
-    assert "bad" in merge(child, place).refused()
-    (place / "bad" / "model_index.json").unlink()
-    (place / "bad" / "modules.json").write_text(
-        json.dumps([{"idx": 0, "name": "0", "path": name, "type": "x"}])
-    )
-    assert "bad" in merge(child, place).refused()
-    nothing(place)
-
-
-@pytest.mark.parametrize(
-    "file",
-    [
-        "../good/model.safetensors",
-        "{place}/good/model.safetensors",
-        "sub/../../good/model.safetensors",
-        "linked.safetensors",
-        "",
-        ".",
-        "..",
-        3,
-        None,
-        ["a"],
-        {"a": 1},
-    ],
-)
-def test_an_index_that_names_files_outside(child, place: Path, file: object) -> None:
-    (place / "bad" / "model.safetensors").unlink()
-    (place / "bad" / "linked.safetensors").symlink_to("../good/model.safetensors")
-    file = file.format(place=place) if isinstance(file, str) else file
-    names = load_file(place / "good" / "model.safetensors")
-    table = {"metadata": {}, "weight_map": dict.fromkeys(names, file)}
-    (place / "bad" / "model.safetensors.index.json").write_text(json.dumps(table))
-    assert "bad" in merge(child, place).refused()
-    nothing(place)
-
-
-@pytest.mark.parametrize(
-    "base", ["evil/repository", "https://example.com/x", "../good", "/etc", "", None, 3]
-)
-def test_an_adapter_does_not_choose_its_base(child, place: Path, base: object) -> None:
-    adapter = place / "bad"
-    (adapter / "model.safetensors").unlink()
-    factors = {"lora_A.weight": torch.ones(1, 3), "lora_B.weight": torch.ones(5, 1)}
-    stem = "base_model.model.model.layers.0.mlp.up_proj"
-    save_file(
-        {f"{stem}.{n}": t for n, t in factors.items()},
-        adapter / "adapter_model.safetensors",
-    )
-    config = {
-        "peft_type": "LORA",
-        "r": 1,
-        "lora_alpha": 1,
-        "target_modules": ["up_proj"],
-        "base_model_name_or_path": base,
-        "auto_mapping": {"parent_library": "evil"},
-    }
-    (adapter / "adapter_config.json").write_text(json.dumps(config))
-    command = (
-        "merge",
-        "-m",
-        "average",
-        "--expert",
-        "bad",
-        "--expert",
-        "bad",
-        "-o",
-        "out",
-    )
-    assert "--base" in child.mtk(*command, cwd=place).refused()
-    outcome = child.mtk(*command, "--base", "good", cwd=place)
-    assert outcome.code == 0, outcome
-    before = load_file(place / "good" / "model.safetensors")
-    after = load_file(place / "out" / "model.safetensors")
-    name = "model.layers.0.mlp.up_proj.weight"
-    torch.testing.assert_close(after[name], before[name] + 1)
-
-
-def test_names_of_tensors_cannot_write_on_the_terminal(child, place: Path) -> None:
-    name = "a\n\n\n\n\x1b[2J\x1b]0;evil\x07b"
-    save_file({name: torch.ones(2)}, place / "bad" / "model.safetensors")
-    for command in (
-        ("merge", "-m", "average", "--expert", "bad", "--expert", "good", "-o", "out"),
-        ("inspect", "bad", "--against", "good"),
-    ):
-        assert "\x1b" not in child.mtk(*command, cwd=place).refused()
-    save_file({name: torch.zeros(2, 2)}, place / "bad" / "model.safetensors")
-    seen = child.mtk("inspect", "bad", cwd=place)
-    assert "\x1b" not in seen.stdout + seen.stderr
-    assert seen.code == 0
-
-
-def test_a_pickle_is_opened_only_on_request(child, place: Path) -> None:
-    canary = place / "bad" / "canary"
-    tensors = {
-        name: tensor.clone()  # the file is written over below
-        for name, tensor in load_file(place / "bad" / "model.safetensors").items()
-    }
-    torch.save(tensors, place / "good.pt")
-    refused = child.mtk(
-        "merge",
-        "-m",
-        "average",
-        "--expert",
-        "good.pt",
-        "--expert",
-        "good",
-        "-o",
-        "out",
-        cwd=place,
-    ).refused()
-    assert "--allow-pickle" in refused
-    allowed = (
-        "merge",
-        "--allow-pickle",
-        "-m",
-        "average",
-        "--expert",
-        "good",
-        "--expert",
-    )
-    done = child.mtk(*allowed, "good.pt", "-o", "out", cwd=place)
-    assert done.code == 0, done
-    other = load_file(place / "good" / "model.safetensors")
-    for name, tensor in load_file(place / "out" / "model.safetensors").items():
-        torch.testing.assert_close(tensor, (tensors[name] + other[name]) / 2)
-
-    class Payload:
-        def __reduce__(self):
-            return (exec, (f"open({str(canary)!r}, 'w')",))
-
-    torch.save(tensors | {"x": Payload()}, place / "evil.pt")
-    torch.save(tensors | {"x": Payload()}, place / "bad" / "model.safetensors")
-    torch.save(
-        {n: t[:1, :1].expand(10**5, 10**5) for n, t in tensors.items()},
-        place / "view.pt",
-    )
-    with zipfile.ZipFile(place / "zip.bin", "w", zipfile.ZIP_DEFLATED) as out:
-        out.writestr("m/data.pkl", b"\0" * (1 << 26))
-    for name in ("evil.pt", "bad", "view.pt", "zip.bin"):
-        assert name in child.mtk(*allowed, name, "-o", "o2", cwd=place).refused()
-        child.mtk("inspect", name, cwd=place).refused()
-    assert not canary.exists()
-    assert not (place / "o2").exists()

@@ -36,6 +36,9 @@ def record(
         "reference": more.get("reference", False),
         "params": {},
         "items": items,
+        "metrics": {
+            task: {"accuracy": {"value": rate}} for task, rate in rates.items()
+        },
         "ids": {task: list(range(n)) for task in rates},
         "scores": rates,
         "costs": {"merge_seconds": 1.0 + seed, "peak_bytes": 10},

@@ -63,7 +63,9 @@ METHOD = mtk.Method(
     params=(mtk.Param("factor", 2.0),),
     scans=(
         mtk.Scan(scan_total, slices="model", finish=finish_total, needed=needed),
-        mtk.Scan(scan_own, slices="tensor", each=True, finish=finish_own, needed=needed),
+        mtk.Scan(
+            scan_own, slices="tensor", each=True, finish=finish_own, needed=needed
+        ),
         mtk.Scan(scan_late, slices="tensor", needed=needed),
     ),
 )
@@ -217,9 +219,9 @@ def test_masks_go_on_where_the_slice_before_ended():
     whole = Random(3, "w").keep_mask(1, 0.3, like)
     part = Random(3, "w", entries=1000)
     for starts in ([0, 10, 500], [500, 10], [10, 10]):
-        for start, end in zip(starts, [*starts[1:], 1000], strict=True):
+        for start, after in zip(starts, [*starts[1:], 1000], strict=True):
             part.at(start)
-            end = end if end > start else start + 7
+            end = after if after > start else start + 7
             got = part.keep_mask(1, 0.3, like[start:end])
             assert torch.equal(got, whole[start:end])
     given = {"mask.0.w": whole.view(10, 100)}
@@ -237,3 +239,25 @@ def test_drop_keeps_what_the_mask_keeps(dtype, density):
     mask = Random(3, "w").keep_mask(0, density, values)
     dropped = Random(3, "w").drop(0, density, values)
     assert torch.equal(dropped, torch.where(mask, values, 0.0))
+
+
+def test_one_bad_number_among_joined_tensors_is_named(files):
+    state = load_file(files[1])
+    state["d"] = torch.tensor(float("nan")).bfloat16()
+    save_file(state, files[1])
+    with pytest.raises(UsageError, match="'d' contains NaN"):
+        run(opened(files))
+
+
+def test_joined_tensors_of_unlike_dtypes(files, tmp_path):
+    """A result of a chosen dtype takes experts whose dtypes differ."""
+    state = load_file(files[1])
+    mixed = state | {"a": state["a"].float(), "c": state["c"].half()}
+    save_file(mixed, tmp_path / "mixed.safetensors")
+    plain = prepared(opened(files), dtype="float32")
+    other = prepared(
+        opened([files[0], tmp_path / "mixed.safetensors"]), dtype="float32"
+    )
+    got, want = (dict(engine.run(job, job.first.names())) for job in (other, plain))
+    for name, tensor in want.items():
+        torch.testing.assert_close(got[name], tensor, rtol=1e-3, atol=1e-3)

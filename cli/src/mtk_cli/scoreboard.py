@@ -8,8 +8,10 @@ from mtk_cli import render
 from mtk_cli.render import Column
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from mtk.declare import Metric, Track
+    from mtk.measures import Part
     from mtk.scores import Row
 
 GROUPS = (
@@ -25,6 +27,7 @@ COLUMNS = (
     Column("normalised", right=True, drop=1),
     Column("worst cell", right=True, drop=3),
     Column("generalization %", right=True),
+    Column("base ability %", right=True, drop=1),
     Column("merge s", right=True, drop=2),
     Column("stats s", right=True, drop=5),
     Column("peak MB", right=True, drop=4),
@@ -39,9 +42,15 @@ MORE_COLUMNS = (
     Column("added MB", right=True, drop=10),
     Column("seeds", right=True, drop=12),
 )
+ABILITY = 6  # its place among the columns
+PARTS = {"held_in": "held-in", "generalization": "gen.", "ability": "base"}
 LEGEND = (
     "* computed now. Held-in and generalization: mean score over cells, 95 % interval.",
     "Normalised: share of each expert's own score. Rank: by held-in, with its 95 % range.",
+)
+FORGETTING = (
+    "Base ability: mean score on cells that no expert is trained for; the loss is what the "
+    "row of the base has more.",
 )
 NOTHING = "-"
 
@@ -49,17 +58,93 @@ NOTHING = "-"
 def write_table(rows: Sequence[Row], *, verbose: bool = False) -> None:
     """Write the rows, groups apart, in the order given."""
     columns = (*COLUMNS[:-1], *(MORE_COLUMNS if verbose else ()), COLUMNS[-1])
-    names = _names(rows)
-    sections = []
+    lines = [
+        _line(name, row, verbose=verbose)
+        for name, row in zip(_names(rows), rows, strict=True)
+    ]
+    if not has_ability(rows):
+        columns = (*columns[:ABILITY], *columns[ABILITY + 1 :])
+        lines = [[*line[:ABILITY], *line[ABILITY + 1 :]] for line in lines]
+    render.table(columns, *_sections(rows, lines))
+
+
+def has_ability(rows: Sequence[Row]) -> bool:
+    """Whether the track has cells of base ability."""
+    return any(row.ability is not None for row in rows)
+
+
+def _sections(
+    rows: Sequence[Row], lines: Sequence[list[Any]]
+) -> list[tuple[str, list[list[Any]]]]:
+    """The lines under the titles of their rows' groups."""
+    found = []
     for title, groups in GROUPS:
-        lines = [
-            _line(name, row, verbose=verbose)
-            for name, row in zip(names, rows, strict=True)
-            if row.group in groups
+        own = [
+            line for row, line in zip(rows, lines, strict=True) if row.group in groups
         ]
-        if lines:
-            sections.append((title, lines))
-    render.table(columns, *sections)
+        if own:
+            found.append((title, own))
+    return found
+
+
+def write_metrics(
+    rows: Sequence[Row], track: Track, metrics: Mapping[str, Metric]
+) -> None:
+    """Write the metrics that do not rank; nothing where there are none."""
+    places = other_places(rows, track)
+    if not places:
+        return
+    columns = [Column("method")]
+    for drop, (name, part) in enumerate(places, 1):
+        unit = " %" if _is_share(metrics[name]) else ""
+        title = f"{name} {PARTS[part]}{unit}"
+        columns.append(Column(title, right=True, drop=drop))
+    lines: list[list[Any]] = [
+        [name]
+        + [
+            measured(row.metrics.get(metric, {}).get(part), metrics[metric])
+            for metric, part in places
+        ]
+        for name, row in zip(_names(rows), rows, strict=True)
+    ]
+    render.line()
+    render.table(columns, *_sections(rows, lines))
+    lower = [name for name, metric in metrics.items() if not metric.higher_is_better]
+    if lower:
+        render.line(f"Lower is better: {', '.join(lower)}.")
+
+
+def other_places(rows: Sequence[Row], track: Track) -> list[tuple[str, str]]:
+    """(metric, part) of all means but those that the main table shows."""
+    cells = {
+        "held_in": track.held_in,
+        "generalization": track.generalization,
+        "ability": track.abilities,
+    }
+    found = dict.fromkeys(
+        (name, part)
+        for row in rows
+        for name, parts in row.metrics.items()
+        for part in parts
+    )
+    return [
+        (name, part)
+        for name, part in found
+        if not all(task.metrics[0] == name for task in cells[part])
+    ]
+
+
+def measured(part: Part | None, metric: Metric) -> str:
+    """A mean with its half width; shares in percent, other numbers as they are."""
+    if part is None:
+        return NOTHING
+    if _is_share(metric):
+        return percent(part.mean, part.interval)
+    return f"{part.mean:.3g} ±{part.interval:.1g}"
+
+
+def _is_share(metric: Metric) -> bool:
+    return (metric.low, metric.high) == (0.0, 1.0)
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
@@ -78,6 +163,7 @@ def _line(name: str, row: Row, *, verbose: bool) -> list[Any]:
         percent(row.normalised),
         _worst(row),
         percent(row.generalization, row.generalization_interval),
+        percent(row.ability, row.ability_interval),
         number(row.merge_seconds, 2),
         number(row.statistics_seconds, 2),
         number(row.peak_bytes, 1, unit=1e6),

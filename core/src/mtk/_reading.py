@@ -61,18 +61,23 @@ class Reader(threading.local):
         """Numbers of one or several tensors, end to end; valid until the next call."""
         if len(spans) == 1:
             return self._numbers(source, spans[0])
+        kinds = {source.info(span.name).dtype for span in spans}
+        if len(kinds) > 1:  # the first checkpoint's are alike, this one's are not
+            return torch.cat([self._numbers(source, span).clone() for span in spans])
+        dtype: torch.dtype = getattr(torch, kinds.pop())
         sizes = [span.end - span.start for span in spans]
-        total: Tensor | None = None
-        start = 0
-        for span, size in zip(spans, sizes, strict=True):
-            numbers = self._numbers(source, span)
-            if total is None:
-                key = (id(source), "joined")
-                total = self._room(key, sum(sizes), numbers.dtype)
-            total[start : start + size] = numbers
-            start += size
-        assert total is not None
-        return total
+        room = self._lane.buffer((id(source), "joined"), sum(sizes), dtype)
+        for span, part in zip(spans, room.split(sizes), strict=True):
+            if hasattr(source, "fill"):
+                source.fill(span.name, span.start, part)
+            else:
+                part.copy_(self.raw(source, span, count=False))
+        self._meter.add(room.numel() * dtype.itemsize)
+        numbers = self._widened(source, room)
+        if self._check and not finite(numbers):
+            for span in spans:
+                self._numbers(source, span)  # says which
+        return numbers
 
     def whole(self, source: Checkpoint, name: str) -> Tensor:
         """A whole tensor, in its shape."""
@@ -93,12 +98,13 @@ class Reader(threading.local):
             tensor[step.start : step.end] = self._numbers(source, step)
         return tensor.view(info.shape)
 
-    def raw(self, source: Checkpoint, span: Span) -> Tensor:
+    def raw(self, source: Checkpoint, span: Span, *, count: bool = True) -> Tensor:
         """A span as it is stored; valid until the next call."""
         info = source.info(span.name)
         dtype: torch.dtype = getattr(torch, info.dtype)
         size = span.end - span.start
-        self._meter.add(size * dtype.itemsize)
+        if count:
+            self._meter.add(size * dtype.itemsize)
         if hasattr(source, "fill"):
             room = self._lane.buffer((id(source), "raw"), size, dtype)
             source.fill(span.name, span.start, room)
@@ -116,15 +122,18 @@ class Reader(threading.local):
 
     def _numbers(self, source: Checkpoint, span: Span) -> Tensor:
         """A span in the dtype of computation, on the device."""
-        raw = self._lane.up(self.raw(source, span), id(source))
-        wide = compute_dtype(raw.dtype)
-        if raw.dtype == wide:
-            numbers = raw
-        else:
-            numbers = self._room((id(source), "wide"), raw.numel(), wide).copy_(raw)
+        numbers = self._widened(source, self.raw(source, span))
         if self._check and not finite(numbers):
             refuse(source, span.name)
         return numbers
+
+    def _widened(self, source: Checkpoint, stored: Tensor) -> Tensor:
+        """Numbers in the dtype of computation, on the device."""
+        raw = self._lane.up(stored, id(source))
+        wide = compute_dtype(raw.dtype)
+        if raw.dtype == wide:
+            return raw
+        return self._room((id(source), "wide"), raw.numel(), wide).copy_(raw)
 
     def _room(self, key: Any, size: int, dtype: torch.dtype) -> Tensor:
         """Memory of the device."""

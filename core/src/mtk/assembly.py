@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field
-from fnmatch import translate
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from mtk.errors import CheckpointError, ParameterError, UsageError
+from mtk.errors import ParameterError, UsageError
 from mtk.job import Job, takes
 from mtk.layers import depths, place, position
-from mtk.parameters import complete, suggestion
-from mtk.recipes import Choice, evaluate
+from mtk.parameters import complete
+from mtk.patterns import check_patterns, fits, prefix
+from mtk.recipes import evaluate
 from mtk.stacking import stacked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from mtk.adapters import Checkpoint
     from mtk.declare import Method, TensorInfo
@@ -78,7 +77,7 @@ def parts(
     """
     made, seen, floats, checked = [], dict[str, None](), set[str](), _Checked()
     find = cache(find)
-    rules = [(rule, _fits(*rule.match)) for rule in recipe.rules]
+    rules = [(rule, fits(*rule.match)) for rule in recipe.rules]
     others = [r.method for r in recipe.rules] + [s.method for s in recipe.slabs]
     for other in filter(None, others):
         find(other)  # an unknown one is refused, whether or not a later rule wins
@@ -112,7 +111,7 @@ def parts(
         # What is copied is the same whoever does it.
         next(iter(groups.values())).names += rest
         made += [_part(recipe, group, given) for group in groups.values()]
-    _check_patterns(recipe, seen, floats)
+    check_patterns(recipe, seen, floats)
     return made
 
 
@@ -164,8 +163,8 @@ def _chosen(
         if slab.method and find(slab.method) is not find(method):
             method, params = slab.method, {}
         params |= slab.params
-    for rule, fits in rules:
-        if not fits(name):
+    for rule, fitting in rules:
+        if not fitting(name):
             continue
         if rule.method and find(rule.method) is not find(method):
             method, params = rule.method, {}
@@ -182,7 +181,7 @@ def _evaluated(
             values[key] = evaluate(value, name, where)
         except LookupError:
             raise ParameterError(
-                f"{_place(recipe.where)}{key!r} has no value for {name!r}\n"
+                f"{prefix(recipe.where)}{key!r} has no value for {name!r}\n"
                 "Add a case that fits every tensor, as a last one: '*'"
             ) from None
     return values
@@ -202,53 +201,6 @@ def _completed(
                 "normalised\nGive normalize=false, or weights with another sum"
             )
     return params
-
-
-def _check_patterns(recipe: Recipe, names: Iterable[str], floats: set[str]) -> None:
-    """Every pattern, of ``only``, rules and choices, must fit some tensor."""
-    known = list(names)
-    for pattern in recipe.only:
-        if not any(map(_fits(pattern), floats)):
-            raise CheckpointError(
-                f"{_place(recipe.where)}no floating-point tensor matches {pattern!r}"
-                f"{_near(pattern, known)}"
-            )
-    wanted = [(pattern, rule.where) for rule in recipe.rules for pattern in rule.match]
-    given = [(recipe.params, recipe.where)]
-    given += [(rule.params, rule.where) for rule in recipe.rules]
-    given += [(slab.params, slab.where) for slab in recipe.slabs]
-    for params, where in given:
-        wanted += [(pattern, where) for pattern in _cases(list(params.values()))]
-    for pattern, where in dict.fromkeys(wanted):
-        if not any(map(_fits(pattern), known)):
-            raise UsageError(
-                f"{_place(where)}no tensor fits {pattern!r}{_near(pattern, known)}"
-            )
-
-
-def _fits(*patterns: str) -> Callable[[str], Any]:
-    """What says whether one of the patterns fits a name. They are read once."""
-    return re.compile("|".join(map(translate, patterns))).match
-
-
-def _place(where: str) -> str:
-    return f"{where}: " if where else ""
-
-
-def _near(pattern: str, names: Sequence[str]) -> str:
-    return (
-        f"{suggestion(pattern.strip('*'), names)}\n(mtk inspect MODEL shows the names)"
-    )
-
-
-def _cases(value: Any) -> Iterable[str]:
-    if isinstance(value, Choice):
-        for pattern, case in value.cases:
-            yield pattern
-            yield from _cases(case)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _cases(item)
 
 
 def _part(recipe: Recipe, group: _Group, given: Mapping[str, Any]) -> Part:

@@ -28,6 +28,7 @@ __all__ = [
 
 Scope = Literal["element", "tensor", "two-pass", "model"]
 Output = Literal["static", "per_task", "routed"]
+OUTPUTS = ("categorical", "gaussian", "none")
 STATISTICS = ("fisher", "gram")
 INVARIANTS = ("symmetric", "idempotent", "identity_at_zero")
 
@@ -48,6 +49,7 @@ class Needs:
         data: ``unlabelled`` or ``labelled`` inputs (model scope only).
         split: the split those data and the statistics come from.
         gradients: differentiates through the merged model (model scope only).
+        outputs: kinds of outputs (:class:`Track`) that it can learn from; all, if empty.
         architecture: ``same``, or ``any`` for methods that merge unlike models.
         checkpoints: kinds of checkpoint it accepts.
         task_at_inference: the task must be known when the result is used.
@@ -61,6 +63,7 @@ class Needs:
     data: Literal["none", "unlabelled", "labelled"] = "none"
     split: Literal["train", "validation", "test_time"] = "validation"
     gradients: bool = False
+    outputs: tuple[str, ...] = ()
     architecture: Literal["same", "any"] = "same"
     checkpoints: tuple[str, ...] = ("full", "lora", "moe")
     task_at_inference: bool = False
@@ -79,6 +82,8 @@ class Needs:
             one_of("needs", "statistics", name, STATISTICS)
         one_of("needs", "data", self.data, ("none", "unlabelled", "labelled"))
         one_of("needs", "split", self.split, ("train", "validation", "test_time"))
+        for name in self.outputs:
+            one_of("needs", "outputs", name, OUTPUTS)
         one_of("needs", "architecture", self.architecture, ("same", "any"))
         for kind in self.checkpoints:
             one_of("needs", "checkpoints", kind, ("full", "lora", "moe"))
@@ -223,8 +228,10 @@ class Method:
 class Metric:
     """A number computed from predictions and references.
 
-    The target is called as ``target(predictions=..., references=...)`` and returns one
-    score per item, so that intervals and paired differences can be computed.
+    The target is called as ``target(predictions=..., references=...)``. A metric of kind
+    ``item`` returns one score per item, so that intervals and paired differences can be
+    computed; one of kind ``set`` returns ``(value, standard error)`` for the whole cell,
+    and never ranks.
     """
 
     name: str
@@ -233,11 +240,13 @@ class Metric:
     higher_is_better: bool = True
     low: float | None = 0.0
     high: float | None = 1.0
+    kind: Literal["item", "set"] = "item"
 
     def __post_init__(self) -> None:
         require(
             bool(NAME.fullmatch(self.name)), f"metric {self.name!r}: not snake_case"
         )
+        one_of(f"metric {self.name!r}", "kind", self.kind, ("item", "set"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,15 +296,28 @@ class RecipeFormat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One cell of a grid. A held-in cell has an expert, a generalization cell none."""
+    """One cell of a grid. A held-in cell has an expert, a generalization cell none.
+
+    Args:
+        metrics: the first ranks; the others are measured and reported too.
+        ability: what the base can do and no expert is trained for. It tells how much a
+            merge forgets, and is neither held in nor generalization.
+    """
 
     name: str
     held_in: bool
     factors: tuple[tuple[str, str], ...] = ()
     metrics: tuple[str, ...] = ("accuracy",)
+    ability: bool = False
 
     def __post_init__(self) -> None:
-        require(bool(self.metrics), f"task {self.name!r}: at least one metric")
+        owner = f"task {self.name!r}"
+        require(bool(self.metrics), f"{owner}: at least one metric")
+        require(len(set(self.metrics)) == len(self.metrics), f"{owner}: a metric twice")
+        require(
+            not (self.held_in and self.ability),
+            f"{owner}: what an expert is trained for is no ability of the base",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,7 +325,13 @@ class Track:
     """A grid of tasks with one base. See :class:`mtk.tracks.LiveTrack` for the target.
 
     Args:
-        adapter: name of the adapter that opens its checkpoints.
+        adapter: name of the adapter that opens its experts. With one of kind ``lora``
+            the base is a full model, the experts are opened on it as products, and
+            merges are full weights.
+        output: what ``outputs`` of the target gives: ``categorical``, unnormalised
+            log-probabilities over the last dimension; ``gaussian``, the mean of a unit
+            Gaussian (a diffusion model's noise); or ``none``.
+        base: the model that experts start from, in a few words.
         version: of data and recipes together; part of every record.
         options: protocol fields with defaults, for example ``head_scope``.
         merge: tensor-name patterns that are merged; all others stay at the base.
@@ -316,8 +344,10 @@ class Track:
     tasks: tuple[Task, ...]
     version: str
     adapter: str = "full"
+    output: Literal["categorical", "gaussian", "none"] = "categorical"
     options: tuple[Param, ...] = ()
     merge: tuple[str, ...] = ("*",)
+    base: str = ""
     source: str = ""
     licence: str = ""
     embedded: bool = True
@@ -328,6 +358,7 @@ class Track:
         names = [task.name for task in self.tasks]
         require(len(set(names)) == len(names), f"{owner}: a task is declared twice")
         require(bool(self.held_in), f"{owner}: no held-in task")
+        one_of(owner, "output", self.output, OUTPUTS)
 
     @property
     def held_in(self) -> tuple[Task, ...]:
@@ -336,8 +367,13 @@ class Track:
 
     @property
     def generalization(self) -> tuple[Task, ...]:
-        """Cells without an expert."""
-        return tuple(task for task in self.tasks if not task.held_in)
+        """Cells without an expert, those of base ability left out."""
+        return tuple(t for t in self.tasks if not (t.held_in or t.ability))
+
+    @property
+    def abilities(self) -> tuple[Task, ...]:
+        """Cells of what the base can do and no expert touches."""
+        return tuple(task for task in self.tasks if task.ability)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

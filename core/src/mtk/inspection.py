@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mtk.companions import beside, licence
 from mtk.errors import CheckpointError
 from mtk.loading import load
-from mtk.opening import open_model
+from mtk.opening import Allowed, open_input
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -84,6 +85,7 @@ class Inspection:
     differences: list[Difference] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     skipped_spectra: int = 0
+    licence: str = ""
 
     @property
     def verdict(self) -> str:
@@ -97,6 +99,7 @@ def inspect(
     *,
     against: Model | None = None,
     others: Sequence[Model] = (),
+    allow_pickle: bool = False,
     registry: Registry | None = None,
 ) -> Inspection:
     """Print-ready facts about a checkpoint; nothing in it is run.
@@ -106,28 +109,40 @@ def inspect(
         against: its base; adds norms, unchanged entries, spectra and embedding rows.
         others: experts of the same base and kind; adds cosines and robust z-scores
             (these from three models on).
+        allow_pickle: read ``.bin`` and ``.pt`` files too, without running their code.
         registry: plugins to use instead of the installed ones.
 
     Raises:
         CheckpointError: a file is damaged, or names and shapes do not fit.
     """
     registry = registry or load()
-    base = None if against is None else open_model(against, "base", registry)
-    first = open_model(model, "model", registry, base)
-    group = [
-        first,
-        *(open_model(o, f"other {i}", registry, base) for i, o in enumerate(others)),
+    allowed = Allowed(pickle=allow_pickle)
+    start = None
+    if against is not None:
+        start = open_input(against, "base", registry, allowed=allowed)
+    base = None if start is None else start.checkpoint
+    inputs = [
+        open_input(each, label, registry, base, allowed)
+        for label, each in [
+            ("model", model),
+            *((f"other {i}", other) for i, other in enumerate(others)),
+        ]
     ]
     if others and base is None:
         raise CheckpointError(
             "to compare with other models, give their base: --against"
         )
-    result = _structure(first)
+    group = [item.checkpoint for item in inputs]
+    result = _structure(group[0])
+    result.licence = licence(inputs[0])
+    for label, check, message in beside(start, inputs):
+        result.findings.append(Finding(check, label, message))
     for checkpoint in group:
         result.findings += _numbers(checkpoint)
     if base is not None:
         for checkpoint in group:
             _check_fit(base, checkpoint)
+            result.findings += _dtypes(base, checkpoint)
         if not any(finding.check == "numbers" for finding in result.findings):
             result.differences = _differences(base, group, result)
             _score(result)
@@ -202,6 +217,15 @@ def _check_fit(base: Checkpoint, other: Checkpoint) -> None:
                 f"{name!r} is {base.info(name).shape} in {base.label}, "
                 f"{other.info(name).shape} in {other.label}"
             )
+
+
+def _dtypes(base: Checkpoint, other: Checkpoint) -> list[Finding]:
+    odd = [n for n in base.names() if base.info(n).dtype != other.info(n).dtype]
+    if not odd:
+        return []
+    was, now = base.info(odd[0]).dtype, other.info(odd[0]).dtype
+    message = f"{len(odd)} tensors have another dtype: {odd[0]!r} is {now}, was {was}"
+    return [Finding("structure", other.label, message)]
 
 
 def _differences(

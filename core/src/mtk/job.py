@@ -136,7 +136,11 @@ def _odd_tensors(job: Job, source: Checkpoint, names: set[str]) -> Iterator[str]
 
 
 def _remedy(what: str) -> str:
-    return "\nSay what the result has: --dtype, or dtype in the recipe" if what == "dtype" else ""
+    return (
+        "\nSay what the result has: --dtype, or dtype in the recipe"
+        if what == "dtype"
+        else ""
+    )
 
 
 def _unfit_statistic(job: Job, statistic: str, file: Checkpoint) -> Iterator[str]:

@@ -9,10 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtk.errors import CheckpointError
+from mtk import batches
+from mtk.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from mtk.batches import Batch
+
+    Labels = Tensor | Sequence[Any]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,42 +27,74 @@ class LiveTask:
     Args:
         name: of the task.
         module: a model of the checkpoints' architecture; its own weights do not matter.
-        forward: (module, inputs) -> logits, shape (n, classes); differentiable.
-        inputs: (n, ...); all examples the method may use.
-        labels: (n,), only where labelled data were declared.
+        forward: (module, inputs) -> outputs, (n, *positions, C); differentiable.
+        inputs: a tensor, or a dict of tensors, (n, ...); all examples that may be used.
+        labels: n references, only where labelled data were declared.
+        output: what the outputs are, as :class:`mtk.Track` says.
+        mask: inputs -> positions that count, bool, (n, *positions); all, if None.
+        targets: inputs -> true outputs, only where labelled data were declared.
+        gram_mask: (module name, inputs) -> rows of a linear layer's input that count,
+            bool, (n, T), or None for all.
     """
 
     name: str
     module: nn.Module
-    forward: Callable[[nn.Module, Tensor], Tensor]
-    inputs: Tensor
-    labels: Tensor | None = None
+    forward: Callable[[nn.Module, Any], Tensor]
+    inputs: Batch
+    labels: Labels | None = None
+    output: str = "categorical"
+    mask: Callable[[Any], Tensor] | None = None
+    targets: Callable[[Any], Tensor] | None = None
+    gram_mask: Callable[[str, Any], Tensor | None] | None = None
 
-    def logits(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        """Logits of the model whose named weights are replaced by ``tensors``."""
+    def __len__(self) -> int:
+        return batches.size(self.inputs)
+
+    def outputs(self, tensors: Mapping[str, Tensor], inputs: Batch) -> Tensor:
+        """Outputs of the model whose named weights are replaced by ``tensors``."""
+        if self.output == "none":
+            raise UsageError(f"task {self.name!r}: its track gives no outputs")
         wrapped = _Forward(self.module, self.forward)
         weights = {f"model.{name}": tensor for name, tensor in tensors.items()}
         result: Tensor = torch.func.functional_call(wrapped, weights, (inputs,))
         return result
 
-    def batches(self, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    def logits(self, tensors: Mapping[str, Tensor], inputs: Batch) -> Tensor:
+        """The outputs, where they are scores of classes; refused where they are not."""
+        if self.output != "categorical":
+            raise UsageError(
+                f"task {self.name!r}: its outputs are {self.output}, no scores of classes"
+            )
+        return self.outputs(tensors, inputs)
+
+    def counted(self, inputs: Batch) -> Tensor | None:
+        """Positions of the outputs that count, bool, (n, *positions); None is all."""
+        return None if self.mask is None else self.mask(inputs)
+
+    def batches(self, size: int, generator: torch.Generator) -> Iterator[Batch]:
         """Unlabelled batches for ever: shuffled passes over the inputs."""
         for index in self._indices(size, generator):
-            yield self.inputs[index]
+            yield batches.take(self.inputs, index)
 
     def labelled_batches(
         self, size: int, generator: torch.Generator
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    ) -> Iterator[tuple[Batch, Labels]]:
         """Batches with labels, for methods that declared them."""
-        if self.labels is None:
+        labels = self.labels
+        if labels is None:
             raise CheckpointError(
                 f"task {self.name!r}: no labels were declared or given"
             )
         for index in self._indices(size, generator):
-            yield self.inputs[index], self.labels[index]
+            chosen: Labels = (
+                labels[index]
+                if isinstance(labels, Tensor)
+                else [labels[place] for place in index.tolist()]
+            )
+            yield batches.take(self.inputs, index), chosen
 
     def _indices(self, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-        count = len(self.inputs)
+        count = len(self)
         while True:
             order = torch.randperm(count, generator=generator)
             whole = count - count % size if count >= size else count
@@ -66,14 +103,31 @@ class LiveTask:
 
 class _Forward(nn.Module):
     def __init__(
-        self, model: nn.Module, forward: Callable[[nn.Module, Tensor], Tensor]
+        self, model: nn.Module, forward: Callable[[nn.Module, Any], Tensor]
     ) -> None:
         super().__init__()
         self.model = model
         self._call = forward
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Batch) -> Tensor:
         return self._call(self.model, inputs)
+
+
+def put_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load weights; every tensor of the module must be among them.
+
+    A tensor under two names (tied embeddings) may be given under one of them.
+    """
+    missing, unknown = module.load_state_dict(dict(tensors), strict=False)
+    held = module.state_dict(keep_vars=True)
+    given = {id(held[name]) for name in tensors if name in held}
+    lost = [name for name in missing if id(held[name]) not in given]
+    if lost or unknown:
+        what = f"{lost[0]!r} is absent" if lost else f"it has no {unknown[0]!r}"
+        raise CheckpointError(
+            f"the weights do not fit {type(module).__name__}: {what}\n"
+            f"({len(lost)} missing, {len(unknown)} extra in all)"
+        )
 
 
 class Projection(nn.Module):
@@ -167,7 +221,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     layers: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            layers[f"{path}.weight"] = module
+            layers[f"{path}.weight".lstrip(".")] = module
         elif isinstance(module, Projection):
             layers[f"{path.rpartition('.')[0]}.{module.weight_name}"] = module
     return layers

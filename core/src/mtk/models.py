@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtk.errors import CheckpointError
 from mtk.files import replace_file
 from mtk.records import source_hash
 
@@ -48,6 +49,20 @@ def find(
     return found
 
 
+def missing(cache: Path, track: Track) -> list[str]:
+    """What this machine lacks to run a track with its default options."""
+    from mtk.errors import DeclarationError
+    from mtk.loading import resolve
+
+    options = {param.name: param.default for param in track.options}
+    try:
+        target = resolve(track.target)
+    except DeclarationError as error:
+        return [str(error)]
+    live = target(cache=folder_of(cache, track), seed=0, options=options)
+    return [str(text) for text in live.missing()] if hasattr(live, "missing") else []
+
+
 def make(
     cache: Path,
     track: Track,
@@ -61,6 +76,11 @@ def make(
     folder = folder_of(cache, track)
     folder.mkdir(parents=True, exist_ok=True)
     live = resolve(track.target)(cache=folder, seed=seed, options=dict(options))
+    lacking = list(live.missing()) if hasattr(live, "missing") else []
+    if lacking:
+        raise CheckpointError(
+            f"track {track.name!r} cannot run here: {'; '.join(lacking)}"
+        )
     models = live.prepare(report)
     paths: dict[str, Any] = {
         "base": str(models["base"]),
@@ -95,7 +115,16 @@ def _index(cache: Path, track: Track, seed: int, options: Mapping[str, Any]) -> 
 
 
 def _weights(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    """The files that decide a model: weights, also those of parts of a pipeline.
+
+    What an adapter means is said in its config as well.
+    """
+    if path.is_file():
+        return [path]
+    found = sorted(path.rglob("*.safetensors"))
+    if not found:
+        raise CheckpointError(f"{path}: the track made no weights there")
+    return [*found, *sorted(path.rglob("adapter_config.json"))]
 
 
 def _stamp(file: Path) -> list[int]:

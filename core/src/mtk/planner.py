@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from mtk.parameters import complete
-from mtk.records import PROTOCOL, path_of, read, source_hash
+from mtk.records import PROTOCOL, key_of, path_of, read, source_hash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -74,6 +74,18 @@ def refusal(method: Method, track: Track, adapter_kind: str) -> str | None:
         return f"merges {' or '.join(needs.checkpoints)} checkpoints, these are {adapter_kind}"
     if needs.split == "test_time":
         return "asks for test inputs, which the protocol gives to no method"
+    return _lacking(method, track)
+
+
+def _lacking(method: Method, track: Track) -> str | None:
+    """What the track's outputs cannot give to a method, or None."""
+    needs = method.needs
+    if needs.outputs and track.output not in needs.outputs:
+        wanted = " or ".join(needs.outputs)
+        return f"learns from {wanted} outputs, those of the track are {track.output}"
+    if track.output == "none" and (needs.statistics or needs.data != "none"):
+        what = " and ".join(needs.statistics) or "data to learn from"
+        return f"needs {what}, and the track gives no outputs of its models"
     return None
 
 
@@ -165,12 +177,21 @@ class Ground:
             provided=provided,
         )
 
+    def _cells(self) -> str:
+        """Hash of what is measured: the cells, their parts and their metrics."""
+        cells = [
+            (task.name, task.held_in, task.ability, task.metrics)
+            for task in self.track.item.tasks
+        ]
+        return key_of({"cells": cells, "merge": self.track.item.merge})
+
     def _identity(self, seed: int, uses: Sequence[str], **more: Any) -> dict[str, Any]:
         models = self.models.get(seed, {})
         return {
             "protocol": PROTOCOL,
             "track": self.track.item.name,
             "track_version": self.track.item.version,
+            "cells": self._cells(),
             "options": dict(self.options),
             "seed": seed,
             "models": {name: models[name] for name in uses if name in models},

@@ -17,7 +17,7 @@ from mtk.parameters import complete
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from mtk.declare import Method, Track
+    from mtk.declare import Method, Metric, Track
     from mtk.loading import Provided, Registry
     from mtk.planner import Item, Plan
     from mtk.scores import Row
@@ -34,13 +34,21 @@ class Failure:
 
 @dataclass(slots=True, kw_only=True)
 class Bench:
-    """A benchmark's plan and outcome. ``facts`` are statements about the whole table."""
+    """A benchmark's plan and outcome.
+
+    Args:
+        facts: statements about the whole table.
+        metrics: declarations of all metrics of the track, by name.
+        sheets: key of a record -> the picture of what its model makes.
+    """
 
     plan: Plan
     records: list[dict[str, Any]] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     facts: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    sheets: dict[str, Path] = field(default_factory=dict)
 
 
 def bench(
@@ -126,7 +134,10 @@ def bench(
     planned = planner.plan(
         registry, ground, chosen=chosen, fixed=params or {}, seeds=seeds
     )
-    result = Bench(plan=planned)
+    names = {name: None for task in provided_track.item.tasks for name in task.metrics}
+    result = Bench(
+        plan=planned, metrics={name: registry.metric(name).item for name in names}
+    )
     if not dry_run and planned.todo:
         from mtk.trial import Setting
 
@@ -178,9 +189,14 @@ def _chosen(
 
 def _check_metrics(registry: Registry, track: Track) -> None:
     for task in track.tasks:
-        for name in task.metrics:
-            registry.metric(name)
-    registry.adapter(track.adapter)
+        first, *_ = [registry.metric(name).item for name in task.metrics]
+        if first.kind != "item" or not (first.higher_is_better or task.ability):
+            raise UsageError(
+                f"track {track.name!r}: {first.name!r} cannot rank the cell {task.name!r}\n"
+                "The first metric gives one score per item, and higher is better"
+            )
+    if registry.adapter(track.adapter).item.kind == "lora":
+        registry.adapter("full")
 
 
 def _run(
@@ -270,5 +286,9 @@ def _tabulate(result: Bench, track: Track) -> None:
         record = records.read(item.path)
         if record is not None:
             result.records.append(record)
+    for item in (*result.plan.done, *result.plan.todo):
+        sheet = records.sheet_of(item.path)
+        if sheet.is_file():
+            result.sheets[records.key_of(item.identity)] = sheet
     result.rows = scores.rows(result.records, track, new)
     result.facts = scores.facts(result.records, track)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from typing import TYPE_CHECKING, Any
 
 from mtk.errors import UsageError, first_line
-from mtk.parameters import suggestion
+from mtk.recipe_values import (
+    check_keys,
+    entries,
+    layer_range,
+    params_of,
+    parse_size,
+    patterns,
+    size_of,
+    tables,
+    text,
+    value_of,
+)
 from mtk.recipe_writing import dump
-from mtk.recipes import Choice, Gradient, Recipe, Rule, Slab, Source
+from mtk.recipes import Recipe, Rule, Slab, Source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,8 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["dump", "parse_size", "read"]
 
 MOST_BYTES = 1_000_000
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B", re.IGNORECASE)
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _PLAIN = ("method", "dtype", "donor", "tokenizer", "vocabulary")
 _KEYS = ("name", *_PLAIN, "base", "experts", "only", "params", "rule", "stack")
 _TOP = (*_KEYS, "shard_size", "stage")
@@ -58,33 +66,33 @@ class _Reader:
         self, table: Mapping[str, Any], where: str, keys: Sequence[str]
     ) -> Recipe:
         """The top of the file, or one stage."""
-        _known(table, keys, where)
+        check_keys(table, keys, where)
         if "method" not in table:
             raise UsageError(f"{where}: method is missing: say how to merge")
-        stages = self._earlier(_tables(table, "stage", where), where)
+        stages = self._earlier(tables(table, "stage", where), where)
         own, experts = self._experts(table.get("experts", []), where)
         slabs = tuple(
             self._slab(part, f"{where}, stack {number}")
-            for number, part in enumerate(_tables(table, "stack", where), 1)
+            for number, part in enumerate(tables(table, "stack", where), 1)
         )
         if bool(experts) == bool(slabs):
             raise UsageError(f"{where}: give either experts or [[stack]]")
         texts = ("name", *_PLAIN)
-        words = {key: _text(table, key, where) for key in texts if key in table}
+        words = {key: text(table, key, where) for key in texts if key in table}
         return Recipe(
             experts=experts,
             base=self._source(table["base"], f"{where}, base")
             if "base" in table
             else None,
-            params=_joined(own, _params(table, where), where),
+            params=_joined(own, params_of(table, where), where),
             rules=tuple(
                 _rule(part, f"{where}, rule {number}")
-                for number, part in enumerate(_tables(table, "rule", where), 1)
+                for number, part in enumerate(tables(table, "rule", where), 1)
             ),
-            only=_patterns(table.get("only", ["*"]), f"{where}: only"),
+            only=patterns(table.get("only", ["*"]), f"{where}: only"),
             slabs=slabs,
             stages=stages,
-            shard_size=_bytes(table.get("shard_size"), f"{where}: shard_size"),
+            shard_size=size_of(table.get("shard_size"), f"{where}: shard_size"),
             where=where,
             **self._donor(words, where),
         )
@@ -94,7 +102,7 @@ class _Reader:
     ) -> tuple[Recipe, ...]:
         """The stages of the file, each of which may use those before it."""
         names = [
-            _text(part, "name", f"{where}, stage {number}")
+            text(part, "name", f"{where}, stage {number}")
             for number, part in enumerate(tables, 1)
         ]
         self._later |= set(names)
@@ -119,33 +127,33 @@ class _Reader:
             words["tokenizer"] = self._resolved(words["tokenizer"], where)
         return words
 
-    def _resolved(self, text: str, where: str) -> str:
+    def _resolved(self, name: str, where: str) -> str:
         """The name of a stage, or a path; relative to the recipe if it is there."""
-        if text in self._stages:
-            self._stages[text] = True
-            return text
-        beside = self._path.parent / text
-        if text in self._later:
+        if name in self._stages:
+            self._stages[name] = True
+            return name
+        beside = self._path.parent / name
+        if name in self._later:
             raise UsageError(
-                f"{where}: the stage {text!r} is not made yet\n"
+                f"{where}: the stage {name!r} is not made yet\n"
                 "A stage can use those that stand before it"
             )
-        return str(beside) if beside.exists() else text
+        return str(beside) if beside.exists() else name
 
     def _source(self, value: Any, where: str) -> Source:
         if isinstance(value, str) and value:
             return Source(path=self._resolved(value, where), where=where)
         if not isinstance(value, dict):
             raise UsageError(f"{where}: a model is a path, or a table with a path")
-        _known(value, _MODEL, where)
+        check_keys(value, _MODEL, where)
         rename = value.get("rename", {})
         if not isinstance(rename, dict) or not all(
             isinstance(text, str) for text in rename.values()
         ):
             raise UsageError(f"{where}: rename is a table of prefixes")
-        adapter = _text(value, "adapter", where) if "adapter" in value else None
+        adapter = text(value, "adapter", where) if "adapter" in value else None
         return Source(
-            path=self._resolved(_text(value, "path", where), where),
+            path=self._resolved(text(value, "path", where), where),
             adapter=self._resolved(adapter, where) if adapter else None,
             rename=rename,
             where=where,
@@ -162,28 +170,32 @@ class _Reader:
             here = f"{where}, expert {number}"
             table = dict(item) if isinstance(item, dict) else item
             if isinstance(table, dict) and "weight" in table:
-                weights.append(_value(table.pop("weight"), f"{here}: weight"))
+                weights.append(value_of(table.pop("weight"), f"{here}: weight"))
             sources.append(self._source(table, here))
         if weights and len(weights) != len(sources):
             raise UsageError(f"{where}: give a weight to every expert, or to none")
         return {"weights": weights} if weights else {}, tuple(sources)
 
     def _slab(self, table: Mapping[str, Any], where: str) -> Slab:
-        _known(table, ("experts", "base", "layers", "method", "params"), where)
+        check_keys(table, ("experts", "base", "layers", "method", "params"), where)
         items, ranges = [], []
-        for number, item in enumerate(_list(table, "experts", where)):
+        for number, item in enumerate(entries(table, "experts", where)):
             value, own = _with_layers(item)
             here = f"{where}, expert {number}"
-            ranges.append(_layers(table.get("layers") if own is None else own, here))
+            ranges.append(
+                layer_range(table.get("layers") if own is None else own, here)
+            )
             items.append(value)
         own_params, sources = self._experts(items, where)
         base, layers = _with_layers(table.get("base"))
         return Slab(
             sources=tuple((s, *r) for s, r in zip(sources, ranges, strict=True)),
-            params=_joined(own_params, _params(table, where), where),
-            method=_text(table, "method", where) if "method" in table else None,
+            params=_joined(own_params, params_of(table, where), where),
+            method=text(table, "method", where) if "method" in table else None,
             base=None if base is None else self._source(base, f"{where}, base"),
-            base_range=None if layers is None else _layers(layers, f"{where}, base"),
+            base_range=None
+            if layers is None
+            else layer_range(layers, f"{where}, base"),
             where=where,
         )
 
@@ -201,130 +213,14 @@ def _joined(own: dict[str, Any], params: dict[str, Any], where: str) -> dict[str
     return own | params
 
 
-def _known(table: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
-    for key in table:
-        if key not in keys:
-            raise UsageError(
-                f"{where}: unknown key {key!r}{suggestion(key, keys)}\n"
-                f"Known here: {', '.join(keys)}"
-            )
-
-
-def _tables(table: Mapping[str, Any], key: str, where: str) -> list[dict[str, Any]]:
-    found = table.get(key, [])
-    if not isinstance(found, list) or not all(isinstance(t, dict) for t in found):
-        raise UsageError(f"{where}: write [[{key}]] tables")
-    return found
-
-
-def _list(table: Mapping[str, Any], key: str, where: str) -> list[Any]:
-    found = table.get(key)
-    if not isinstance(found, list) or not found:
-        raise UsageError(f"{where}: {key} is a list, and not empty")
-    return found
-
-
-def _text(table: Mapping[str, Any], key: str, where: str) -> str:
-    value = table.get(key)
-    if not isinstance(value, str) or not value:
-        raise UsageError(f"{where}: give {key} a text")
-    return value
-
-
-def _patterns(value: Any, where: str) -> tuple[str, ...]:
-    found = [value] if isinstance(value, str) else value
-    if (
-        not isinstance(found, list)
-        or not found
-        or not all(isinstance(text, str) for text in found)
-    ):
-        raise UsageError(f"{where}: write one pattern of tensor names, or a list")
-    return tuple(found)
-
-
-def _layers(value: Any, where: str) -> tuple[int, int]:
-    if (
-        not isinstance(value, list)
-        or [type(v) for v in value] != [int, int]
-        or not 0 <= value[0] < value[1]
-    ):
-        raise UsageError(f"{where}: layers is [first, end], the end excluded")
-    return value[0], value[1]
-
-
 def _rule(table: Mapping[str, Any], where: str) -> Rule:
-    _known(table, ("match", "method", "params"), where)
+    check_keys(table, ("match", "method", "params"), where)
     rule = Rule(
-        match=_patterns(table.get("match"), f"{where}: match"),
-        method=_text(table, "method", where) if "method" in table else None,
-        params=_params(table, where),
+        match=patterns(table.get("match"), f"{where}: match"),
+        method=text(table, "method", where) if "method" in table else None,
+        params=params_of(table, where),
         where=where,
     )
     if not rule.method and not rule.params:
         raise UsageError(f"{where}: give a method, or params, or both")
     return rule
-
-
-def _params(table: Mapping[str, Any], where: str) -> dict[str, Any]:
-    given = table.get("params", {})
-    if not isinstance(given, dict):
-        raise UsageError(f"{where}: params is a table")
-    return {key: _value(value, f"{where}: {key}") for key, value in given.items()}
-
-
-def _value(value: Any, where: str) -> Any:
-    """A plain value, ``{gradient = [...]}``, ``{choice = {...}}`` or a list of them."""
-    if isinstance(value, list):
-        return [_value(item, where) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if set(value) == {"gradient"}:
-        points = value["gradient"]
-        if (
-            not isinstance(points, list)
-            or not points
-            or not all(
-                isinstance(p, int | float) and not isinstance(p, bool) for p in points
-            )
-        ):
-            raise UsageError(f"{where}: a gradient is a list of numbers")
-        return Gradient(tuple(float(point) for point in points))
-    if set(value) == {"choice"}:
-        return _choice(value["choice"], where)
-    raise UsageError(
-        f"{where}: write a value, {{gradient = [...]}} or {{choice = [[PATTERN, ...]]}}"
-    )
-
-
-def _choice(value: Any, where: str) -> Choice:
-    """A table, or a list of pairs; of these the order is kept by every TOML tool."""
-    pairs = list(value.items()) if isinstance(value, dict) else value
-    if (
-        not isinstance(pairs, list)
-        or not pairs
-        or not all(
-            isinstance(pair, list | tuple)
-            and len(pair) == len(("pattern", "value"))
-            and isinstance(pair[0], str)
-            for pair in pairs
-        )
-    ):
-        raise UsageError(f"{where}: a choice is a list of [PATTERN, VALUE]")
-    return Choice(tuple((pattern, _value(case, where)) for pattern, case in pairs))
-
-
-def _bytes(value: Any, where: str) -> int | None:
-    if value is None or (type(value) is int and value > 0):
-        return value
-    return parse_size(value, where) if isinstance(value, str) else _no_size(where)
-
-
-def parse_size(text: str, where: str) -> int:
-    """``5GB`` as a number of bytes."""
-    match = _SIZE.fullmatch(text.strip())
-    size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
-    return size if size > 0 else _no_size(where)
-
-
-def _no_size(where: str) -> int:
-    raise UsageError(f"{where}: a size is a number of bytes, such as 500MB or 5GB")

@@ -15,9 +15,9 @@ from mtk.files import replace_file
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-SCHEMA = 1
+SCHEMA = 2
 # Raise this when a change of the protocol's own code changes results.
-PROTOCOL = "1"
+PROTOCOL = "2"
 
 
 def key_of(identity: Mapping[str, Any]) -> str:
@@ -42,6 +42,19 @@ def write(folder: Path, record: Mapping[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record, sort_keys=True, separators=(",", ":")) + "\n"
     replace_file(path, [text.encode()])
+    return path
+
+
+def sheet_of(path: Path) -> Path:
+    """Where the picture that belongs to a record is, if it has one."""
+    return path.with_suffix(".png")
+
+
+def write_sheet(folder: Path, identity: Mapping[str, Any], picture: bytes) -> Path:
+    """Write a picture beside its record, whole or not at all."""
+    path = sheet_of(path_of(folder, identity))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, [picture])
     return path
 
 

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mtk.intervals import Draws, half_width
+from mtk.measures import Part, measures, parts_of
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mtk.declare import Track
 
-# Replicates of the bootstrap; enough for a 95 % interval that moves by less than 0.1 points.
-REPLICATES = 1000
-_Z95 = 1.96
+    Record = Mapping[str, Any]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -25,6 +26,9 @@ class Row:
     Ranks are 1 for the best of the static methods on the held-in tasks;
     ``rank_low`` .. ``rank_high`` covers 95 % of the bootstrap.
     ``difference`` is held-in minus that of the reference method, paired item by item.
+    ``ability`` is the mean over cells of base ability; what is lost, the base's row tells.
+    ``metrics`` has every metric, also those that do not rank, and ``without_statistic``
+    the merged tensors that a statistic did not reach.
     """
 
     name: str
@@ -39,6 +43,8 @@ class Row:
     generalization: float | None = None
     generalization_interval: float | None = None
     generalization_worst: float | None = None
+    ability: float | None = None
+    ability_interval: float | None = None
     rank: int | None = None
     rank_low: int | None = None
     rank_high: int | None = None
@@ -53,45 +59,13 @@ class Row:
     added_bytes: int | None = None
     params: list[dict[str, Any]] = field(default_factory=list)
     tasks: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, dict[str, Part]] = field(default_factory=dict)
+    without_statistic: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
     new: bool = False
     reference: bool = False
     note: str = ""
-
-
-class _Draws:
-    """Bootstrap weights over item ids, shared by all rows so that they stay paired."""
-
-    def __init__(self, records: Sequence[Mapping[str, Any]]) -> None:
-        ids = {
-            i for record in records for values in record["ids"].values() for i in values
-        }
-        self._place = {item: index for index, item in enumerate(sorted(ids))}
-        rng = np.random.default_rng(0)
-        n = max(1, len(ids))
-        self._weights = rng.multinomial(n, np.full(n, 1 / n), size=REPLICATES).astype(
-            float
-        )
-
-    def task(self, scores: Sequence[float], ids: Sequence[int]) -> np.ndarray:
-        """Replicates of a task's mean, (replicates,)."""
-        weights = self._weights[:, [self._place[item] for item in ids]]
-        means: np.ndarray = weights @ np.asarray(scores, float)
-        ratio: np.ndarray = means / np.maximum(weights.sum(1), 1)
-        return ratio
-
-    def mean(self, record: Mapping[str, Any], tasks: Sequence[str]) -> np.ndarray:
-        """Replicates of the mean over tasks."""
-        values = [self.task(record["items"][t], record["ids"][t]) for t in tasks]
-        mean: np.ndarray = np.mean(values, axis=0)
-        return mean
-
-
-def _half_width(replicates: Sequence[np.ndarray], means: Sequence[float]) -> float:
-    """1.96 standard errors: items by bootstrap, seeds by their spread."""
-    variance = float(np.var(np.mean(replicates, axis=0)))
-    if len(means) > 1:
-        variance += float(np.var(means, ddof=1)) / len(means)
-    return float(_Z95 * variance**0.5)
 
 
 def rows(
@@ -100,9 +74,8 @@ def rows(
     """One row per configuration, best first within each group."""
     if not records:
         return []
-    draws = _Draws(records)
+    draws = _draws(records, track)
     held_in = [task.name for task in track.held_in]
-    unseen = [task.name for task in track.generalization]
     experts = {
         record["identity"]["seed"]: record["scores"]
         for record in records
@@ -115,8 +88,8 @@ def rows(
         grouped.setdefault(str(key), []).append(record)
     result, samples = [], {}
     for group in grouped.values():
-        row = _row(group, held_in, unseen, experts, draws, new)
-        samples[id(row)] = [draws.mean(r, held_in) for r in group]
+        row = _row(group, track, experts, draws, new)
+        samples[id(row)] = [draws["held_in"].mean(r, held_in) for r in group]
         result.append(row)
     _rank(result, samples)
     _compare(result, samples)
@@ -125,12 +98,19 @@ def rows(
     return result
 
 
+def _draws(records: Sequence[Record], track: Track) -> dict[str, Draws]:
+    """Part of the grid -> draws. Held-in and generalization cells share their items."""
+    grid = [task.name for task in track.tasks if not task.ability]
+    shared = Draws(records, grid)
+    apart = Draws(records, [task.name for task in track.abilities])
+    return {"held_in": shared, "generalization": shared, "ability": apart}
+
+
 def _row(
-    group: Sequence[Mapping[str, Any]],
-    held_in: Sequence[str],
-    unseen: Sequence[str],
+    group: Sequence[Record],
+    track: Track,
     experts: Mapping[int, Mapping[str, float]],
-    draws: _Draws,
+    draws: Mapping[str, Draws],
     new: Sequence[str],
 ) -> Row:
     first = group[0]
@@ -138,7 +118,7 @@ def _row(
         task: float(np.mean([r["scores"][task] for r in group]))
         for task in first["scores"]
     }
-    means = [float(np.mean([r["scores"][t] for t in held_in])) for r in group]
+    held_in = [task.name for task in track.held_in]
     worst = min(held_in, key=lambda task: scores[task])
     costs = {key: [r["costs"].get(key) for r in group] for key in first["costs"]}
     row = Row(
@@ -146,33 +126,45 @@ def _row(
         qualified=first["identity"]["method"],
         group=first["group"],
         seeds=[r["identity"]["seed"] for r in group],
-        held_in=float(np.mean(means)),
-        held_in_interval=_half_width([draws.mean(r, held_in) for r in group], means),
         worst_task=worst,
         worst=scores[worst],
         tasks=scores,
+        metrics=measures(group, track, draws),
+        without_statistic=dict(first.get("without_statistic") or {}),
+        notes=list(dict.fromkeys(note for r in group for note in r.get("notes", ()))),
+        keys=[r["key"] for r in group],
         params=[r["params"] for r in group],
         new=any(r["key"] in new for r in group),
         reference=bool(first.get("reference")),
         note=_note(first),
         **{key: _typical(values) for key, values in costs.items()},
     )
+    for part, cells in parts_of(track).items():
+        tasks = [task.name for task in cells]
+        if tasks and all(task in scores for task in tasks):
+            means = [float(np.mean([r["scores"][t] for t in tasks])) for r in group]
+            drawn = [draws[part].mean(r, tasks) for r in group]
+            setattr(row, part, float(np.mean(means)))
+            setattr(row, f"{part}_interval", half_width(drawn, means))
+    row.normalised = _normalised(group, held_in, experts)
+    if row.generalization is not None:
+        row.generalization_worst = min(scores[t.name] for t in track.generalization)
+    return row
+
+
+def _normalised(
+    group: Sequence[Record],
+    held_in: Sequence[str],
+    experts: Mapping[int, Mapping[str, float]],
+) -> float | None:
+    """Mean share of each expert's own score; None where experts were not scored."""
     ratios = [
         r["scores"][t] / experts[r["identity"]["seed"]][t]
         for r in group
         for t in held_in
         if experts.get(r["identity"]["seed"], {}).get(t)
     ]
-    if ratios:
-        row.normalised = float(np.mean(ratios))
-    if unseen and all(t in scores for t in unseen):
-        means = [float(np.mean([r["scores"][t] for t in unseen])) for r in group]
-        row.generalization = float(np.mean(means))
-        row.generalization_interval = _half_width(
-            [draws.mean(r, unseen) for r in group], means
-        )
-        row.generalization_worst = min(scores[t] for t in unseen)
-    return row
+    return float(np.mean(ratios)) if ratios else None
 
 
 def _note(record: Mapping[str, Any]) -> str:
@@ -241,7 +233,7 @@ def _compare(
         if row is reference or not pairs or row.held_in is None:
             continue
         row.difference = float(row.held_in - (reference.held_in or 0))
-        row.difference_interval = _half_width(pairs, [float(p.mean()) for p in pairs])
+        row.difference_interval = half_width(pairs, [float(p.mean()) for p in pairs])
 
 
 def spearman(one: Sequence[float], two: Sequence[float]) -> float | None:

@@ -6,29 +6,47 @@ import hashlib
 import json
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mtk import scoring
 from mtk.checkpoint import SafetensorsCheckpoint, StateDict
 from mtk.errors import CheckpointError
 from mtk.job import Job, takes
-from mtk.live import LiveTask
+from mtk.live import LiveTask, put_weights
 from mtk.loading import resolve
 from mtk.models import folder_of
 from mtk.randomness import stream
 from mtk.statistics import collect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch import Tensor, nn
 
     from mtk.adapters import Checkpoint
-    from mtk.declare import Method, Task, Track
+    from mtk.declare import Method, Track
     from mtk.loading import Registry
     from mtk.results import Merged
+    from mtk.scoring import Score
+
+    Scored = dict[str, dict[str, Score]]  # task -> metric -> score
+
+# Part of what names a stored statistic; raise it when the code gives other numbers.
+_STATISTICS = "2"
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(slots=True)
+class Collected:
+    """Statistics of all experts, what they cost, and what was done otherwise than asked."""
+
+    files: dict[str, list[Checkpoint]] = field(default_factory=dict)
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
 
 
 class Session:
@@ -45,31 +63,37 @@ class Session:
         found: Mapping[str, Any],
     ) -> None:
         self.track, self.seed, self.found, self._cache = track, seed, found, cache
+        self._options = dict(options)
         self._live = resolve(track.target)(
             cache=folder_of(cache, track), seed=seed, options=dict(options)
         )
-        self._adapter = resolve(registry.adapter(track.adapter).item.target)
         self._metrics = {
             name: registry.metric(name).item
             for task in track.tasks
-            for name in task.metrics[:1]
+            for name in task.metrics
         }
+        adapter = registry.adapter(track.adapter).item
+        self._adapter = resolve(adapter.target)
+        # Adapters of kind lora hold changes; the model that they change is a full one.
+        self._view = adapter.views[0] if adapter.kind == "lora" else None
+        whole = registry.adapter("full").item.target if self._view else adapter.target
+        self._whole = resolve(whole)
         paths = found["paths"]
-        self.base: Checkpoint = self._adapter.open(Path(paths["base"]))
-        self.experts: list[Checkpoint] = [
-            self._adapter.open(Path(p)) for p in paths["experts"]
-        ]
-        self.module: nn.Module = self._adapter.build(Path(paths["base"]))
+        self.base: Checkpoint = self._whole.open(Path(paths["base"]))
+        self.experts: list[Checkpoint] = [self.open(Path(p)) for p in paths["experts"]]
+        build = getattr(self._live, "build", None) or self._whole.build
+        module: nn.Module = build(Path(paths["base"]))
+        self.module = module.eval().requires_grad_(False)
         self._data: dict[tuple[str, str], Any] = {}
 
     def open(self, path: Path) -> Checkpoint:
-        """Any checkpoint of this track."""
-        opened: Checkpoint = self._adapter.open(path)
+        """Any checkpoint of this track; an adapter as its product on the base."""
+        opened: Checkpoint
+        if self._view and self._adapter.matches(path):
+            opened = self._adapter.open(path, view=self._view, base=self.base)
+        else:
+            opened = self._whole.open(path)
         return opened
-
-    def higher_is_better(self, task: Task) -> bool:
-        """Direction of the metric that counts for a task."""
-        return self._metrics[task.metrics[0]].higher_is_better
 
     def data(self, task: str, split: str) -> Any:
         """A split of a task, kept after the first use."""
@@ -85,13 +109,24 @@ class Session:
 
     def _live_task(self, name: str, split: str, labelled: bool) -> LiveTask:
         data = self.data(name, split)
+        gram_mask = getattr(self._live, "gram_mask", None)
         return LiveTask(
             name=name,
             module=self.module,
-            forward=lambda module, inputs: self._live.logits(module, name, inputs),
+            forward=lambda module, inputs: self._live.outputs(module, name, inputs),
             inputs=data["inputs"],
             labels=data["labels"] if labelled else None,
+            output=self.track.output,
+            mask=self._optional("mask", name),
+            targets=self._optional("targets", name) if labelled else None,
+            gram_mask=gram_mask
+            and (lambda module, inputs: gram_mask(module, name, inputs)),
         )
+
+    def _optional(self, part: str, task: str) -> Callable[[Any], Tensor] | None:
+        """A function of the track that it need not have, for one task."""
+        function = getattr(self._live, part, None)
+        return None if function is None else lambda inputs: function(task, inputs)
 
     def score(
         self,
@@ -99,63 +134,103 @@ class Session:
         split: str,
         tasks: Iterable[str],
         context: Any = None,
-    ) -> dict[str, list[float]]:
-        """Item scores of each task for the model with these weights."""
-        self.module.load_state_dict(dict(tensors), strict=True)
+        *,
+        first_only: bool = False,
+    ) -> Scored:
+        """Scores of the model with these weights; by the first metric of each, or all."""
+        put_weights(self.module, tensors)
         result = {}
         with torch.no_grad(), context or nullcontext():
             for name in tasks:
-                data = self.data(name, split)
+                data, metrics = self.data(name, split), self._task(name).metrics
                 predictions = self._live.predict(self.module, name, data["inputs"])
-                metric = self._metrics[self._task(name).metrics[0]]
-                score = resolve(metric.target)
-                references = data["labels"].tolist()
-                result[name] = score(
-                    predictions=list(predictions), references=references
-                )
+                labels = data["labels"]
+                references = labels.tolist() if hasattr(labels, "tolist") else labels
+                result[name] = {
+                    metric: scoring.score(
+                        self._metrics[metric], list(predictions), list(references)
+                    )
+                    for metric in metrics[: 1 if first_only else None]
+                }
         return result
+
+    def sheet(self, tensors: Mapping[str, Tensor], context: Any = None) -> bytes | None:
+        """The track's picture of what this model makes; None if it draws none."""
+        draw = getattr(self._live, "sheet", None)
+        if draw is None:
+            return None
+        put_weights(self.module, tensors)
+        with torch.no_grad(), context or nullcontext():
+            picture: bytes = draw(self.module)
+        if not picture.startswith(_PNG):
+            raise CheckpointError(f"{self.track.name}: its sheet is no PNG")
+        return picture
 
     def _task(self, name: str) -> Any:
         return next(task for task in self.track.tasks if task.name == name)
 
-    def score_merged(
-        self, merged: Merged, split: str, *, held_in_only: bool
-    ) -> dict[str, list[float]]:
-        """Item scores of a merged model of any output kind.
+    def score_merged(self, merged: Merged, split: str, *, held_in_only: bool) -> Scored:
+        """Scores of a merged model of any output kind.
 
-        A per-task result is scored on the held-in tasks only: an unseen task has no code.
+        A per-task result is scored on its held-in tasks, because an unseen task has no
+        code, and on base ability, where it is the mean over the tasks' models.
         """
-        held_in = [task.name for task in self.track.held_in]
-        names = held_in if held_in_only else [task.name for task in self.track.tasks]
+        track = self.track
+        tasks = track.held_in if held_in_only else track.tasks
         if merged.method.output == "per_task":
-            return {
-                name: self.score(merged.task(index), split, [name])[name]
-                for index, name in enumerate(held_in)
-            }
-        is_routed = merged.method.output == "routed"
-        context = merged.routed(self.module) if is_routed else None
-        return self.score(merged.tensors, split, names, context)
+            states = (merged.task(index) for index in range(len(merged.codes)))
+            return self.score_each(states, split, held_in_only=held_in_only)
+        return self.score(
+            merged.tensors,
+            split,
+            [task.name for task in tasks],
+            self.context(merged),
+            first_only=held_in_only,
+        )
 
-    def statistics(
-        self, method: Method, params: Mapping[str, Any]
-    ) -> tuple[dict[str, list[Checkpoint]], float]:
-        """The statistics a method needs, from the cache or computed; and their seconds."""
+    def score_each(
+        self,
+        states: Iterable[Mapping[str, Tensor]],
+        split: str,
+        *,
+        held_in_only: bool = False,
+    ) -> Scored:
+        """One model per held-in task, scored on that; and the mean of all on abilities."""
+        abilities = () if held_in_only else self.track.abilities
+        found: Scored = {}
+        cells: dict[str, list[Any]] = {task.name: [] for task in abilities}
+        for task, state in zip(self.track.held_in, states, strict=True):
+            scored = self.score(
+                state, split, [task.name, *cells], first_only=held_in_only
+            )
+            found[task.name] = scored.pop(task.name)
+            for name, cell in scored.items():
+                cells[name].append(cell)
+        return found | {name: scoring.mean(each) for name, each in cells.items()}
+
+    def context(self, merged: Merged) -> Any:
+        """What a merged model needs around its forward pass; None for most."""
+        return merged.routed(self.module) if merged.method.output == "routed" else None
+
+    def statistics(self, method: Method, params: Mapping[str, Any]) -> Collected:
+        """The statistics a method needs, from the cache or computed."""
         given = {
             p.name: params[p.name] for p in method.params if p.stage == "statistic"
         }
-        result: dict[str, list[Checkpoint]] = {}
-        seconds = 0.0
+        result = Collected()
         for name in method.needs.statistics:
             labelled = given.get("estimator") == "empirical"
             tasks = self.live_tasks(method.needs.split, labelled=labelled)
-            result[name] = []
+            result.files[name] = []
             for index, task in enumerate(tasks):
-                opened, spent = self._statistic(
+                opened, cost = self._statistic(
                     name, index, task, method.needs.split, given
                 )
-                result[name].append(opened)
-                seconds += spent
-        return result, seconds
+                result.files[name].append(opened)
+                result.seconds += float(cost["seconds"])
+                fresh = [note for note in cost["notes"] if note not in result.notes]
+                result.notes += fresh
+        return result
 
     def _statistic(
         self,
@@ -164,7 +239,7 @@ class Session:
         task: LiveTask,
         split: str,
         given: Mapping[str, Any],
-    ) -> tuple[Checkpoint, float]:
+    ) -> tuple[Checkpoint, Mapping[str, Any]]:
         from safetensors.torch import save
 
         from mtk.files import replace_file
@@ -174,6 +249,9 @@ class Session:
         }
         expert_hash = self.found["hashes"]["experts"][index]
         identity = [
+            _STATISTICS,
+            self._options,
+            self.found["hashes"]["base"],
             name,
             expert_hash,
             task.name,
@@ -190,11 +268,11 @@ class Session:
         path, cost = folder / f"{name}-{key}.safetensors", folder / f"{name}-{key}.json"
         label = f"{name} of expert {index}"
         try:
-            return SafetensorsCheckpoint([path], label), float(
-                json.loads(cost.read_text())
-            )
+            known = json.loads(cost.read_text())
+            return SafetensorsCheckpoint([path], label), known
         except (CheckpointError, OSError, ValueError):
             pass
+        notes: list[str] = []
         start = time.perf_counter()
         expert = self.experts[index]
         tensors = {
@@ -202,14 +280,19 @@ class Session:
             for n in expert.names()
             if takes(self.track.merge, expert.info(n))
         }
-        values = collect(name, task, tensors, seed=self.seed, **relevant)
-        seconds = time.perf_counter() - start
+        values = collect(
+            name, task, tensors, seed=self.seed, tell=notes.append, **relevant
+        )
+        spent = {"seconds": time.perf_counter() - start, "notes": notes}
         replace_file(path, [save(values)])
-        replace_file(cost, [json.dumps(seconds).encode()])
-        return StateDict(values, label), seconds
+        replace_file(cost, [json.dumps(spent).encode()])
+        return StateDict(values, label), spent
 
     def random_experts(self) -> list[Checkpoint]:
-        """Experts whose task vectors are random, with the true norm of every tensor."""
+        """Experts whose task vectors are random, with the true norm of every tensor.
+
+        What an expert does not change (all but a few layers, for LoRA) stays as it is.
+        """
         result: list[Checkpoint] = []
         for index, expert in enumerate(self.experts):
             state = {}
@@ -219,6 +302,9 @@ class Session:
                     state[name] = value
                     continue
                 delta = value.float() - base.float()
+                if not bool(delta.any()):
+                    state[name] = base
+                    continue
                 noise = torch.randn(
                     delta.shape,
                     generator=stream(self.seed, "random delta", index, name),
@@ -230,9 +316,11 @@ class Session:
 
     def job(
         self, method: Method, params: Mapping[str, Any], experts: Sequence[Checkpoint]
-    ) -> tuple[Job, float]:
-        """A merge of this track's experts; and the seconds its statistics took."""
-        statistics, seconds = self.statistics(method, params)
+    ) -> tuple[Job, Collected]:
+        """A merge of this track's experts, and what its statistics took."""
+        # Tensors outside the merge are the base's wherever the model is run.
+        put_weights(self.module, {n: self.base.read(n) for n in self.base.names()})
+        collected = self.statistics(method, params)
         tasks: list[LiveTask] = []
         if method.needs.data != "none":
             tasks = self.live_tasks(
@@ -243,8 +331,8 @@ class Session:
             experts=experts,
             base=self.base,
             params=params,
-            statistics=statistics,
+            statistics=collected.files,
             only=self.track.merge,
             tasks=tasks,
         )
-        return job, seconds
+        return job, collected

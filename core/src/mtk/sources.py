@@ -55,10 +55,12 @@ class Opener:
         """All local files and folders that the recipe and its stages name."""
         found: list[Path] = []
         for recipe in (self._recipe, *self._recipe.stages):
-            for source in sources_of(recipe):
-                model = self._models.get(source.path, source.path)
+            sources = sources_of(recipe)
+            names = [recipe.donor, recipe.tokenizer, *(s.path for s in sources)]
+            names += [source.adapter for source in sources]
+            for name in set(names) - {None, *_WORDS, *self._stages}:
+                model = self._models.get(name or "", name)
                 found += [Path(model)] if isinstance(model, str | Path) else []
-                found += [Path(source.adapter)] if source.adapter else []
         return [path for path in found if path.exists()]
 
     def computed(self) -> list[Part]:

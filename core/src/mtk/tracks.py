@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
+
+    from mtk.live import Batch
 
 
 class Models(TypedDict):
@@ -22,12 +24,14 @@ class Models(TypedDict):
 class Data(TypedDict):
     """One split of one task.
 
-    ``ids`` name the underlying items: items that appear in several tasks (one picture in
-    several styles) have equal ids, and intervals treat them as one draw.
+    ``inputs`` is a tensor, or a dict of tensors, whose first dimension counts the n items;
+    ``labels`` are the n references that the metrics take. ``ids`` name the underlying
+    items: items that appear in several tasks (one picture in several styles) have equal
+    ids, and intervals treat them as one draw.
     """
 
-    inputs: Tensor
-    labels: Tensor
+    inputs: Batch
+    labels: Tensor | Sequence[Any]
     ids: Sequence[int]
 
 
@@ -44,8 +48,47 @@ class LiveTrack(Protocol):
     def data(self, task: str, split: str) -> Data:
         """One of ``train``, ``validation``, ``test``; disjoint items."""
 
-    def logits(self, model: nn.Module, task: str, inputs: Tensor) -> Tensor:
-        """Scores of the classes of that task, (n, classes); differentiable."""
+    def outputs(self, model: nn.Module, task: str, inputs: Batch) -> Tensor:
+        """What the track's ``output`` says, (n, *positions, C); differentiable.
 
-    def predict(self, model: nn.Module, task: str, inputs: Tensor) -> Sequence[object]:
-        """Predictions in the form its metrics take."""
+        Scores of classes (n, C); of tokens at every target position (n, T, C), the targets
+        being part of the inputs; a predicted noise (n, C) at times and noises that are.
+        A track whose ``output`` is ``none`` has no such function.
+        """
+
+    def predict(self, model: nn.Module, task: str, inputs: Batch) -> Sequence[object]:
+        """Predictions in the form its metrics take.
+
+        Deterministic; noise is drawn per task and item, the same for all models.
+        """
+
+    # What follows is optional.
+
+    def mask(self, task: str, inputs: Batch) -> Tensor:
+        """Positions of the outputs that count, bool, (n, *positions). All, without it."""
+
+    def targets(self, task: str, inputs: Batch) -> Tensor:
+        """True outputs: (n, *positions) numbers of classes, or (n, *positions, C) means.
+
+        Given to what declares labelled data. Without it, labels that are a tensor of
+        n numbers are the classes of outputs (n, C).
+        """
+
+    def gram_mask(self, module_name: str, task: str, inputs: Batch) -> Tensor | None:
+        """Rows of a linear layer's input that are no padding, bool, (n, T); None is all.
+
+        In an encoder-decoder the rows of the encoder, and of keys and values of
+        cross-attention, are source tokens; all others are target tokens.
+        """
+
+    def build(self, path: Path) -> nn.Module:
+        """A runnable model with the parameters' names of the checkpoint at ``path``.
+
+        Without it, the adapter builds it. Linear layers must be visible to hooks.
+        """
+
+    def sheet(self, model: nn.Module) -> bytes:
+        """A picture (PNG) of what a model makes: the first examples, not chosen."""
+
+    def missing(self) -> Sequence[str]:
+        """What this machine lacks to run the track, one phrase each."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mtk.loading import Registry
     from mtk.planner import Item
     from mtk.results import Merged
+    from mtk.session import Scored
 
 _sessions: dict[tuple[Any, ...], Session] = {}
 _registry: Registry | None = None
@@ -113,15 +114,35 @@ def measure(registry: Registry, setting: Setting, item: Item) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **body,
     }
-    record["scores"] = {
-        task: numbers.fmean(values) for task, values in record["items"].items()
-    }
-    record["ids"] = {
-        task: [int(i) for i in session.data(task, "test")["ids"]]
-        for task in record["items"]
-    }
+    record |= _scores(session, record.pop("scored"))
+    picture = record.pop("picture")
+    record["sheet"] = picture is not None
+    if picture is not None:
+        records.write_sheet(setting.results, item.identity, picture)
     records.write(setting.results, record)
     return record
+
+
+def _scores(session: Session, scored: Scored) -> dict[str, Any]:
+    """What a record keeps of the scores: the first metric of each task apart."""
+    items, metrics = {}, {}
+    for task in session.track.tasks:
+        if task.name not in scored:
+            continue
+        cell = scored[task.name]
+        first, *_ = task.metrics
+        items[task.name] = cell[first].items
+        metrics[task.name] = {
+            name: score.plain(items=name != first) for name, score in cell.items()
+        }
+    return {
+        "items": items,
+        "scores": {task: numbers.fmean(values or []) for task, values in items.items()},
+        "metrics": metrics,
+        "ids": {
+            task: [int(i) for i in session.data(task, "test")["ids"]] for task in items
+        },
+    }
 
 
 def _environment() -> dict[str, Any]:
@@ -139,18 +160,20 @@ def _baseline(session: Session, item: Item) -> dict[str, Any]:
     """The base, every expert on its own task, or the multitask model."""
     paths = session.found["paths"]
     tasks = [task.name for task in session.track.tasks]
+    picture = None
     if item.name == "experts":
-        items: dict[str, list[float]] = {}
-        for task, expert in zip(session.track.held_in, session.experts, strict=True):
-            items |= session.score(_state(expert), "test", [task.name])
+        states = (_state(expert) for expert in session.experts)
+        scored = session.score_each(states, "test")
     else:
-        path = paths["base" if item.name == "pretrained" else "multitask"]
-        model = session.base if item.name == "pretrained" else session.open(Path(path))
-        items = session.score(_state(model), "test", tasks)
+        base = item.name == "pretrained"
+        state = _state(session.base if base else session.open(Path(paths["multitask"])))
+        scored = session.score(state, "test", tasks)
+        picture = session.sheet(state)
     return {
         "group": "baseline",
         "params": {},
-        "items": items,
+        "scored": scored,
+        "picture": picture,
         "costs": {},
         "reference": False,
     }
@@ -167,10 +190,12 @@ def _method(session: Session, item: Item) -> dict[str, Any]:
     experts = session.random_experts() if control else session.experts
     resolve(method.target)  # so that no import is timed
     start, tried, best, statistics_seconds = time.perf_counter(), [], None, 0.0
+    notes: list[str] = []
     for point in item.trials:
         params = complete(method.params, point, owner=method.name, experts=len(experts))
-        job, seconds = session.job(method, params, experts)
-        statistics_seconds = max(statistics_seconds, seconds)
+        job, collected = session.job(method, params, experts)
+        statistics_seconds = max(statistics_seconds, collected.seconds)
+        notes += [note for note in collected.notes if note not in notes]
         merged = execute(job, workers=1)
         score = _validate(session, merged) if len(item.trials) > 1 else None
         trial = {
@@ -189,20 +214,22 @@ def _method(session: Session, item: Item) -> dict[str, Any]:
         "reference": method.reference,
         "params": {**point},
         "trials": tried,
-        "items": session.score_merged(merged, "test", held_in_only=False),
+        "scored": session.score_merged(merged, "test", held_in_only=False),
+        "picture": None
+        if method.output == "per_task"  # many models, none of which is the result
+        else session.sheet(merged.tensors, session.context(merged)),
+        "notes": notes,
         "costs": _costs(merged, tried, tuning, statistics_seconds),
         "without_statistic": merged.report.without_statistic,
     }
 
 
 def _validate(session: Session, merged: Merged) -> float:
-    """Mean over held-in validation, higher is better."""
+    """Mean over held-in validation, of the metric that ranks."""
     scores = session.score_merged(merged, "validation", held_in_only=True)
-    means = []
-    for task in session.track.held_in:
-        mean = numbers.fmean(scores[task.name])
-        means.append(mean if session.higher_is_better(task) else -mean)
-    return numbers.fmean(means)
+    return numbers.fmean(
+        scores[task.name][task.metrics[0]].value for task in session.track.held_in
+    )
 
 
 def _costs(

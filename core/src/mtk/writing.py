@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from mtk._libc import reserve
+from mtk._libc import reserve, start_writing
 from mtk.checkpoint import CODES
 from mtk.errors import CheckpointError, UsageError
 from mtk.files import replace_file, replacing, write_at
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mtk.declare import TensorInfo
+
+
+# Bytes of a piece that the system is told to bring to the disk at once, so that little is
+# left to wait for at the end.
+START_WRITING = 1 << 18
 
 
 def layout(infos: Iterable[TensorInfo]) -> list[TensorInfo]:
@@ -103,6 +108,8 @@ class Output:
             raise CheckpointError(f"{name!r} came as {flat.dtype}")
         data = memoryview(flat.view(torch.uint8).numpy().data)
         write_at(self._descriptor, data, begin + start * width)
+        if len(data) >= START_WRITING:
+            start_writing(self._descriptor, begin + start * width, len(data))
         with self._lock:
             self._missing -= len(data)
 

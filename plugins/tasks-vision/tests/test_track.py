@@ -264,7 +264,7 @@ def test_head_scope_decides_the_number_of_classes(
     instance, base = track(tmp_path, head_scope=scope), model.load(ASSET)
     part = instance.data("outline-high", "test")
     inputs = part["inputs"][:50]
-    logits = instance.logits(base, "outline-high", inputs)
+    logits = instance.outputs(base, "outline-high", inputs)
     assert logits.shape == (50, number)
     assert logits.requires_grad
     predicted = instance.predict(base, "outline-high", inputs)

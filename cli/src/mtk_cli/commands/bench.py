@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mtk.errors import ParameterError, UsageError
+from mtk.errors import MtkError, ParameterError, UsageError
 from mtk.parameters import parse
-from mtk_cli import render
+from mtk_cli import outcome, render
 from mtk_cli.exits import ExitCode
 from mtk_cli.options import (
     Seeds,
@@ -20,20 +20,18 @@ from mtk_cli.options import (
     quiet_option,
     verbose_option,
 )
-from mtk_cli.render import Column
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mtk.protocol import Bench
 
-LONGEST_MESSAGE = 3
-
 
 @declare(
     "bench",
     examples=(
         "mtk bench",
+        "mtk bench --track digits-clip",
         "mtk bench --method ties --method ./my_method.py",
         "mtk bench --method ties -p density=0.1 --seed 0..4",
         "mtk bench --method ties --help",
@@ -49,7 +47,7 @@ LONGEST_MESSAGE = 3
     shell_complete=complete_method,
     help="A method, or a one-file plugin; may be repeated.  [default: all installed]",
 )
-@click.option("--track", default="digits-clip", show_default=True, help="The track.")
+@click.option("--track", help="The track.  [default: every embedded one, in turn]")
 @param_option
 @click.option(
     "--seed",
@@ -96,7 +94,7 @@ LONGEST_MESSAGE = 3
 def command(
     *,
     methods: tuple[str, ...],
-    track: str,
+    track: str | None,
     params: tuple[str, ...],
     seeds: tuple[tuple[int, ...], ...],
     options: tuple[str, ...],
@@ -105,7 +103,7 @@ def command(
     verbose: bool,
     **more: Any,
 ) -> ExitCode:
-    """Score merging methods on a track under one protocol, side by side.
+    """Score merging methods on tracks under one protocol, side by side.
 
     Only what has no record yet is computed; the table shows it among the others.
     Parameters that are not fixed are chosen on held-in validation data from the declared
@@ -113,30 +111,77 @@ def command(
     """
     if params and not methods:
         raise UsageError("--param belongs to a method; name one with --method")
+    if options and track is None:
+        raise UsageError("--option belongs to a track; name one with --track")
+    tracks = [track] if track else _embedded()
+    request: dict[str, Any] = {
+        "methods": methods,
+        "params": parse(params),
+        "seeds": list(dict.fromkeys(seed for group in seeds for seed in group)) or [0],
+        "options": _options(options),
+        **more,
+    }
+    results, codes = [], []
+    for name in tracks:
+        result = _run(name, request, quiet, verbose, alone=track is not None)
+        if result is None:
+            codes.append(ExitCode.FAILED)
+            continue
+        codes.append(_exit_code(result, methods))
+        if as_json:
+            results.append(outcome.as_json(result))
+            continue
+        if results:
+            render.line()
+        outcome.write(result, more["results"], plan=more["dry_run"], verbose=verbose)
+        results.append({})
+    if as_json:
+        render.json_text(results[0] if track else {"tracks": results})
+    return _joint(codes)
+
+
+def _embedded() -> list[str]:
+    """Names of all installed tracks that run as they are."""
+    from mtk.loading import load
+    from mtk_cli.declared import name_in
+
+    tracks = load().tracks
+    names = [name_in(tracks, found) for found in tracks if found.item.embedded]
+    if not names:
+        raise UsageError("no embedded track is installed; install mtk-tasks-vision")
+    return names
+
+
+def _run(
+    track: str, request: dict[str, Any], quiet: bool, verbose: bool, *, alone: bool
+) -> Bench | None:
+    """One benchmark; None where a track fails and others are still to be run."""
     from mtk_cli.progress import Reporter
 
-    with Reporter(quiet=quiet or more["dry_run"], verbose=verbose) as reporter:
-        reporter("starting", None)
+    with Reporter(quiet=quiet or request["dry_run"], verbose=verbose) as reporter:
+
+        def report(message: str, share: float | None = None) -> None:
+            reporter(message if alone else f"{track}: {message}", share)
+
+        report("starting")
         import mtk
 
-        result = mtk.bench(
-            methods=methods,
-            track=track,
-            params=parse(params),
-            seeds=list(dict.fromkeys(seed for group in seeds for seed in group)) or [0],
-            options=_options(options),
-            report=reporter,
-            **more,
-        )
-    if as_json:
-        render.json_text(_as_json(result))
-    elif more["dry_run"]:
-        _write_plan(result)
-    elif result.rows:
-        _write_result(result, more["results"], verbose=verbose)
-    if not as_json:
-        _write_rest(result)
-    return _exit_code(result, methods)
+        try:
+            return mtk.bench(track=track, report=report, **request)
+        except UsageError:
+            raise
+        except MtkError as error:
+            if alone:
+                raise
+            render.error(f"{track}: {error}")
+            return None
+
+
+def _joint(codes: Sequence[ExitCode]) -> ExitCode:
+    """Failed if any failed, and nothing to run only if no track had anything."""
+    if ExitCode.FAILED in codes:
+        return ExitCode.FAILED
+    return ExitCode.DONE if ExitCode.DONE in codes else ExitCode.NOTHING
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -146,86 +191,6 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
         raise ParameterError(str(error).replace("--param", "--option")) from error
 
 
-def _write_plan(result: Bench) -> None:
-    plan = result.plan
-    state = [(item, "to run") for item in plan.todo]
-    state += [(item, "done") for item in plan.done]
-    rows = [
-        (item.name, item.kind, str(item.seed), str(len(item.trials)), text)
-        for item, text in state
-    ]
-    columns = (
-        Column("method"),
-        Column("kind"),
-        Column("seed", right=True),
-        Column("trials", right=True),
-        Column("state"),
-    )
-    render.table(columns, ("", rows))
-    render.line()
-    render.line(f"{len(plan.todo)} to run, {len(plan.done)} done already.")
-
-
-def _write_result(result: Bench, folder: Path, *, verbose: bool) -> None:
-    from mtk_cli.scoreboard import LEGEND, write_table
-
-    track = result.plan.track.item
-    seeds = ", ".join(map(str, result.plan.seeds))
-    count = f"{len(track.held_in)} held-in and {len(track.generalization)} other cells"
-    render.line(f"{track.name}: {count}; seeds {seeds}", "bold")
-    write_table(result.rows, verbose=verbose)
-    render.line()
-    render.line("\n".join(LEGEND))
-    for name, value in result.facts.items():
-        render.line(
-            f"{name.replace('_', ' ').capitalize()}: rank correlation {value:.2f}."
-        )
-    render.line(f"Records: {folder / track.name}")
-
-
-def _write_rest(result: Bench) -> None:
-    """What was not run and what failed, each with its reason."""
-    if result.plan.skipped:
-        render.line()
-        render.line("Not run:", "bold")
-        for skipped in result.plan.skipped:
-            render.line(f"  {skipped.method}: {skipped.reason}")
-    if result.failures:
-        render.line()
-        render.line("Failed:", "red")
-        for failure in result.failures:
-            message = "\n    ".join(failure.message.splitlines()[:LONGEST_MESSAGE])
-            render.line(f"  {failure.method} (seed {failure.seed}): {message}")
-
-
-def _as_json(result: Bench) -> dict[str, Any]:
-    plan = result.plan
-    items = [(item, "todo") for item in plan.todo] + [
-        (item, "done") for item in plan.done
-    ]
-    return {
-        "track": plan.track.item.name,
-        "track_version": plan.track.item.version,
-        "seeds": plan.seeds,
-        "plan": [
-            {
-                "method": item.qualified,
-                "name": item.name,
-                "kind": item.kind,
-                "seed": item.seed,
-                "trials": len(item.trials),
-                "state": state,
-                "record": item.path,
-            }
-            for item, state in items
-        ],
-        "skipped": plan.skipped,
-        "rows": result.rows,
-        "failures": result.failures,
-        "facts": result.facts,
-    }
-
-
 def _exit_code(result: Bench, methods: Sequence[str]) -> ExitCode:
     if result.failures:
         return ExitCode.FAILED
@@ -233,7 +198,8 @@ def _exit_code(result: Bench, methods: Sequence[str]) -> ExitCode:
         _asked_for(item, methods) for item in (*result.plan.todo, *result.plan.done)
     ):
         return ExitCode.DONE
-    render.note("nothing to run: no method that was asked for can run on this track")
+    track = result.plan.track.item.name
+    render.note(f"nothing to run on {track}: no method that was asked for can")
     return ExitCode.NOTHING
 
 

@@ -47,18 +47,30 @@ LEGEND = (
     metavar="MODEL",
     help="Another expert of the same base and kind; may be repeated.",
 )
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Read .bin and .pt files too, without running their code.",
+)
 @json_option
 def command(
-    *, model: str, against: str | None, others: tuple[str, ...], as_json: bool
+    *,
+    model: str,
+    against: str | None,
+    others: tuple[str, ...],
+    allow_pickle: bool,
+    as_json: bool,
 ) -> ExitCode:
     """Look at an unfamiliar checkpoint: structure, numbers, norms, cosines and spectra.
+
+    Of a folder also config, tokenizer, chat template, code, licence and manifest.
 
     The checks are tripwires: a model can be made so that it passes all of them. Nothing
     in the checkpoint is run.
     """
     import mtk
 
-    seen = mtk.inspect(model, against=against, others=others)
+    seen = mtk.inspect(model, against=against, others=others, allow_pickle=allow_pickle)
     if as_json:
         render.json_text(_as_json(seen))
         return ExitCode.DONE
@@ -69,6 +81,8 @@ def command(
     )
     render.line(f"dtypes: {_counts(seen.dtypes)}")
     render.line(f"roles: {_counts(seen.roles)}")
+    if seen.licence:
+        render.line(f"licence: {seen.licence}")
     if seen.differences:
         render.line()
         render.table(COLUMNS, ("", [_line(found) for found in seen.differences]))

@@ -80,14 +80,14 @@ class ToyTrack:
         ids = list(range(first, first + _ITEMS))
         return {"inputs": _turned(x, _ANGLES[task]), "labels": labels, "ids": ids}
 
-    def logits(self, model: nn.Module, task: str, inputs: Tensor) -> Tensor:  # noqa: ARG002
+    def outputs(self, model: nn.Module, task: str, inputs: Tensor) -> Tensor:  # noqa: ARG002
         """Scores of the classes, (n, classes)."""
         scores: Tensor = model(inputs)
         return scores
 
     def predict(self, model: nn.Module, task: str, inputs: Tensor) -> Sequence[object]:
         """The best class of every item."""
-        best: list[int] = self.logits(model, task, inputs).argmax(-1).tolist()
+        best: list[int] = self.outputs(model, task, inputs).argmax(-1).tolist()
         return best
 
 

@@ -116,7 +116,7 @@ class DigitsClip:
         """Return the digits that the head of a cell tells apart, in order."""
         return classes(task, self.head_scope)
 
-    def logits(self, model: nn.Module, task: str, inputs: Tensor) -> Tensor:
+    def outputs(self, model: nn.Module, task: str, inputs: Tensor) -> Tensor:
         """Return the zero-shot logits of images, differentiable in the model.
 
         Args:
@@ -140,7 +140,7 @@ class DigitsClip:
             return [
                 label
                 for batch in torch.split(inputs, _BATCH)
-                for label in self.logits(model, task, batch).argmax(dim=1).tolist()
+                for label in self.outputs(model, task, batch).argmax(dim=1).tolist()
             ]
 
     def _text_head(self) -> Tensor:

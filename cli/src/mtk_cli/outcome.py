@@ -1,0 +1,139 @@
+"""What ``mtk bench`` says of one track: its plan, tables, notes, and all of it as JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mtk_cli import render
+from mtk_cli.render import Column
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mtk.protocol import Bench
+
+LONGEST_MESSAGE = 3
+
+
+def write(result: Bench, folder: Path, *, plan: bool, verbose: bool) -> None:
+    """Write everything: the plan alone, or the tables and what they stand on."""
+    if plan:
+        _write_plan(result)
+    elif result.rows:
+        _write_result(result, folder, verbose=verbose)
+    _write_rest(result)
+
+
+def _write_plan(result: Bench) -> None:
+    plan = result.plan
+    render.line(f"{plan.track.item.name}: the plan", "bold")
+    state = [(item, "to run") for item in plan.todo]
+    state += [(item, "done") for item in plan.done]
+    rows = [
+        (item.name, item.kind, str(item.seed), str(len(item.trials)), text)
+        for item, text in state
+    ]
+    columns = (
+        Column("method"),
+        Column("kind"),
+        Column("seed", right=True),
+        Column("trials", right=True),
+        Column("state"),
+    )
+    render.table(columns, ("", rows))
+    render.line()
+    render.line(f"{len(plan.todo)} to run, {len(plan.done)} done already.")
+
+
+def _write_result(result: Bench, folder: Path, *, verbose: bool) -> None:
+    from mtk_cli.scoreboard import (
+        FORGETTING,
+        LEGEND,
+        has_ability,
+        write_metrics,
+        write_table,
+    )
+
+    track = result.plan.track.item
+    seeds = ", ".join(map(str, result.plan.seeds))
+    count = f"{len(track.held_in)} held-in and {len(track.generalization)} other cells"
+    render.line(f"{track.name}: {count}; seeds {seeds}", "bold")
+    write_table(result.rows, verbose=verbose)
+    render.line()
+    legend = (*LEGEND, *(FORGETTING if has_ability(result.rows) else ()))
+    render.line("\n".join(legend))
+    write_metrics(result.rows, track, result.metrics)
+    _write_remarks(result)
+    for name, value in result.facts.items():
+        render.line(
+            f"{name.replace('_', ' ').capitalize()}: rank correlation {value:.2f}."
+        )
+    render.line(f"Records: {folder / track.name}")
+    if result.sheets:
+        render.line(f"Sheets: {len(result.sheets)} pictures (.png) beside the records")
+
+
+def _write_remarks(result: Bench) -> None:
+    """What statistics did otherwise than asked, and what they do not reach."""
+    said: dict[str, list[str]] = {}
+    for row in result.rows:
+        remarks = list(row.notes)
+        for statistic, names in row.without_statistic.items():
+            count = (
+                "1 merged tensor has"
+                if len(names) == 1
+                else f"{len(names)} merged tensors have"
+            )
+            remarks.append(f"{count} no {statistic} (--json names them)")
+        for remark in remarks:
+            known = said.setdefault(remark, [])
+            if row.name not in known:
+                known.append(row.name)
+    for remark, names in said.items():
+        render.line(f"{', '.join(names)}: {remark}.")
+
+
+def _write_rest(result: Bench) -> None:
+    """What was not run and what failed, each with its reason."""
+    if result.plan.skipped:
+        render.line()
+        render.line("Not run:", "bold")
+        for skipped in result.plan.skipped:
+            render.line(f"  {skipped.method}: {skipped.reason}")
+    if result.failures:
+        render.line()
+        render.line("Failed:", "red")
+        for failure in result.failures:
+            message = "\n    ".join(failure.message.splitlines()[:LONGEST_MESSAGE])
+            render.line(f"  {failure.method} (seed {failure.seed}): {message}")
+
+
+def as_json(result: Bench) -> dict[str, Any]:
+    """The outcome of one track as a document."""
+    plan = result.plan
+    items = [(item, "todo") for item in plan.todo] + [
+        (item, "done") for item in plan.done
+    ]
+    return {
+        "track": plan.track.item.name,
+        "track_version": plan.track.item.version,
+        "seeds": plan.seeds,
+        "plan": [
+            {
+                "method": item.qualified,
+                "name": item.name,
+                "kind": item.kind,
+                "seed": item.seed,
+                "trials": len(item.trials),
+                "state": state,
+                "record": item.path,
+            }
+            for item, state in items
+        ],
+        "skipped": plan.skipped,
+        "metrics": list(result.metrics.values()),
+        "rows": result.rows,
+        "sheets": result.sheets,
+        "failures": result.failures,
+        "facts": result.facts,
+    }

@@ -1,0 +1,192 @@
+"""How the base, the experts and the multitask model of ``digits-diffusion`` are made.
+
+Every function is deterministic in its seed on one thread: all randomness comes from a
+``torch.Generator`` or a forked global state, and the callers see to the thread count.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mtk_tasks_diffusion import data, model
+from mtk_tasks_diffusion.cells import BLANK, STYLES, WORDS, parse, prompt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+    Report = Callable[[float], None]
+
+# PEFT reads a string as a pattern; a list would be stored in a random order.
+TARGETS = r".*\.(to_q|to_k|to_v|to_out\.0)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regime:
+    """The numbers that decide how hard the track is.
+
+    Attributes:
+        pretrain_steps: steps of the base.
+        pretrain_rate: its peak learning rate.
+        pretrain_batch: its images per step.
+        wrong: share of prompt words that are replaced by random ones of their kind, so
+            that the base knows every word faintly.
+        blank: share of prompt words that are left out, for the base only.
+        steps: steps of one expert.
+        rate: peak learning rate of adapters.
+        multitask_steps: steps of the multitask adapter over all held-in cells.
+        batch: images per step of adapters.
+        rank: of every adapter; its alpha is the same number, so that the scale is 1.
+    """
+
+    pretrain_steps: int = 3000
+    pretrain_rate: float = 3e-3
+    pretrain_batch: int = 128
+    wrong: float = 0.6
+    blank: float = 0.1
+    steps: int = 80
+    rate: float = 5e-3
+    multitask_steps: int = 240
+    batch: int = 48
+    rank: int = 8
+
+
+REGIME = Regime()
+
+
+def pretrain(
+    seed: int, regime: Regime = REGIME, report: Report | None = None
+) -> nn.Module:
+    """Train the base on the whole grid, with most of its prompts partly wrong."""
+    unet = model.build(seed).train()
+    generator = torch.Generator().manual_seed(seed)
+    images, digits, styles = _everything()
+    optimiser = torch.optim.AdamW(unet.parameters(), lr=regime.pretrain_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, regime.pretrain_rate, total_steps=regime.pretrain_steps
+    )
+    size = regime.pretrain_batch
+    for step in range(regime.pretrain_steps):
+        pick = torch.randint(len(images), (size,), generator=generator)
+        words = torch.stack(
+            [
+                _faint(digits[pick], 10, 0, regime, generator),
+                _faint(styles[pick], len(STYLES), 10, regime, generator),
+            ],
+            dim=1,
+        )  # (b, 2)
+        loss = flow_loss(unet, images[pick], words, generator)
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        if report is not None:
+            report((step + 1) / regime.pretrain_steps)
+    return unet.eval()
+
+
+def finetune(
+    base: nn.Module,
+    cells: Sequence[str],
+    *,
+    steps: int,
+    seed: int,
+    regime: Regime = REGIME,
+) -> Any:
+    """Train a LoRA adapter of the base on the training images of some cells.
+
+    Returns:
+        PEFT's model, around a copy of the base.
+    """
+    import peft
+
+    config = peft.LoraConfig(
+        r=regime.rank, lora_alpha=regime.rank, target_modules=TARGETS
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        adapted: Any = peft.get_peft_model(copy.deepcopy(base), config).train()
+    generator = torch.Generator().manual_seed(seed)
+    images, words = _of_cells(cells)
+    trained = [p for p in adapted.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=regime.rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for pick in _batches(len(images), regime.batch, steps, generator):
+        loss = flow_loss(adapted, images[pick], words[pick], generator)
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        optimiser.step()
+        schedule.step()
+    return adapted.eval()
+
+
+def save_adapter(adapted: Any, folder: Path) -> None:
+    """Write an adapter as PEFT's folder: configuration and safetensors."""
+    adapted.save_pretrained(str(folder))
+
+
+def flow_loss(
+    unet: nn.Module, images: Tensor, words: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Mean squared error of the velocity at random times, of images ``(n, 1, s, s)``."""
+    noise = torch.randn(images.shape, generator=generator)
+    time = torch.rand(len(images), generator=generator)
+    noisy = mix(images, noise, time)
+    predicted = model.velocity(unet, noisy, time, words)
+    return functional.mse_loss(predicted, noise - images)
+
+
+def mix(images: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    """``(1 - t) x + t e`` for images and noise ``(n, 1, s, s)``, times ``(n,)``."""
+    t = time[:, None, None, None]
+    return (1 - t) * images + t * noise
+
+
+def _faint(
+    labels: Tensor, kinds: int, first: int, regime: Regime, generator: torch.Generator
+) -> Tensor:
+    """Words ``first + label``, some of them random and some blank."""
+    n = len(labels)
+    chance = torch.rand(2, n, generator=generator)
+    other = torch.randint(kinds, (n,), generator=generator)
+    words = first + torch.where(chance[0] < regime.wrong, other, labels)
+    blank = torch.full_like(words, WORDS.index(BLANK))
+    return torch.where(chance[1] < regime.blank, blank, words)
+
+
+def _everything() -> tuple[Tensor, Tensor, Tensor]:
+    """Training images of the whole grid ``(n, 1, s, s)``, digits and styles ``(n,)``."""
+    images, digits, styles = [], [], []
+    for position, style in enumerate(STYLES):
+        pixels, labels, _ = data.images(style, tuple(range(10)), "train")
+        images.append(torch.from_numpy(pixels).unsqueeze(1))
+        digits.append(torch.from_numpy(labels))
+        styles.append(torch.full((len(labels),), position))
+    return torch.cat(images), torch.cat(digits), torch.cat(styles)
+
+
+def _of_cells(cells: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Training images of some cells ``(n, 1, s, s)`` and their prompts ``(n, 2)``."""
+    images, words = [], []
+    for cell in cells:
+        style, _ = parse(cell)
+        pixels, labels, _ = data.of_cell(cell, "train")
+        images.append(torch.from_numpy(pixels).unsqueeze(1))
+        words += [prompt(int(digit), style) for digit in labels]
+    return torch.cat(images), torch.tensor(words)
+
+
+def _batches(n: int, size: int, steps: int, generator: torch.Generator) -> list[Tensor]:
+    """Cut as many shuffled passes over n items into batches as the steps need."""
+    passes = -(-steps * size // n)
+    order = [torch.randperm(n, generator=generator) for _ in range(passes)]
+    return list(torch.split(torch.cat(order)[: steps * size], size))
