@@ -11,13 +11,16 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from mtk.errors import CheckpointError
 from mtk.folders import check_manifest, stale
+
+if TYPE_CHECKING:
+    import torch
 
 
 def _helper(name: str):

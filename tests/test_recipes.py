@@ -506,6 +506,24 @@ def test_mismatches_are_listed_once_though_two_methods_share_the_models(
     assert not Path("out").exists()
 
 
+def test_what_is_decided_for_each_tensor_may_differ_between_them(
+    folder: Path, states
+) -> None:
+    """slerp looks at each tensor before it merges it; rows here, whole ones there."""
+    found = merged(
+        'method = "slerp"\nexperts = ["math", "code"]\n'
+        '[[rule]]\nmatch = "*.mlp.*"\nparams = { scope = "row", t = 0.3 }'
+    )
+    whole = slerp(states["math"], states["code"], 0.5)
+    for name, tensor in found.items():
+        expected = whole[name]
+        if ".mlp." in name:
+            pairs = zip(states["math"][name], states["code"][name], strict=True)
+            rows = [slerp({"r": a}, {"r": b}, 0.3)["r"] for a, b in pairs]
+            expected = torch.stack(rows)
+        torch.testing.assert_close(tensor, expected.bfloat16(), rtol=8e-3, atol=1e-6)
+
+
 def test_a_shared_result_names_no_folder_of_this_machine(folder: Path, states) -> None:
     """And two models of one name stay two."""
     from mtk.merging import prepare

@@ -126,3 +126,36 @@ def test_missing_numbers_are_dashes():
     assert scoreboard.number(None, 1) == "-"
     assert scoreboard.percent(0.0123, 0.004, sign=True) == "+1.2 ±0.4"
     assert scoreboard.number(2_500_000, 1, unit=1e6) == "2.5"
+
+
+def test_without_a_track_every_embedded_one_is_run(mtk, monkeypatch, toy):
+    from mtk.errors import CheckpointError
+    from mtk.testing._toy import ToyTrack
+
+    every = ("bench", "--jobs", "0", "--method", "toy_mean")
+    outcome = mtk(*every)
+    assert outcome.code == 0, outcome.err
+    assert "toy: starting" in outcome.err
+    assert "toy: 3 held-in and 2 other cells; seeds 0" in outcome.out
+    (document,) = mtk(*every, "--json").json["tracks"]
+    assert document["track"] == "toy"
+    assert document == mtk(*every, "--track", "toy", "--json").json | {
+        "schema": 1
+    } or set(document) <= set(mtk(*every, "--track", "toy", "--json").json)
+    assert mtk(*every, "--option", "experts=3").code == 2
+
+    def fail(self, report):
+        raise CheckpointError("no disk")
+
+    monkeypatch.setattr(ToyTrack, "prepare", fail)
+    outcome = mtk(*every, "--seed", "7")
+    assert outcome.code == 1
+    assert "toy: no disk" in outcome.err
+
+
+def test_what_a_statistic_does_not_reach_is_said(mtk):
+    outcome = mtk(*QUICK, "--method", "toy_fisher")
+    assert outcome.code == 0, outcome.err
+    assert "no fisher (--json names them)" not in outcome.out
+    rows = mtk(*QUICK, "--method", "toy_fisher", "--json").json["rows"]
+    assert next(r for r in rows if r["name"] == "toy_fisher")["without_statistic"] == {}

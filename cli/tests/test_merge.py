@@ -86,7 +86,7 @@ def test_a_method_in_a_file(mtk, models, toy):
         (["-m", "toy_mean", "--only", "z*"], "z*"),
         (["-m", "toy_many"], "toy_many takes"),
         (["-m", "toy_fisher"], "--statistics"),
-        (["-m", "toy_mean", "-o", "e0.safetensors", "--overwrite"], "also an input"),
+        (["-m", "toy_mean", "-o", "e0.safetensors", "--overwrite"], "is the input"),
         (["-m", "toy_mean", "-o", "text.safetensors"], "--overwrite"),
         (["-m", "toy_mean", "-o", "no/where.safetensors"], "does not exist"),
         (["-m", "toy_mean", "--masks", "gone.safetensors"], "gone.safetensors"),

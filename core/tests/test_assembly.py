@@ -312,6 +312,31 @@ def test_what_a_scan_adds_up_must_be_the_same_in_all_tensors() -> None:
     assert given(made, "layers.0.mlp.weight")["scale"] == 0.5
 
 
+def test_scans_of_single_tensors_and_scans_that_never_run_ask_for_nothing() -> None:
+    how = mtk.Param("how", "a", choices=("a", "b", "c"))
+    METHODS["scanned"] = mtk.Method(
+        name="scanned",
+        target=mean,
+        summary="s",
+        scope="two-pass",
+        params=(how, mtk.Param("x", 1.0)),
+        scans=(
+            mtk.Scan(mean, when={"how": ("a",)}, each=True),
+            mtk.Scan(mean, when={"how": ("c",)}, same=("x",)),
+        ),
+    )
+    rule = Rule(match=("*mlp*",), params={"how": "b", "x": 2.0})
+    made = assemble(method="scanned", rules=(rule,))
+    assert given(made, "layers.0.mlp.weight")["how"] == "b"
+    for params, odd in (({"how": "c"}, "how"), ({"how": "c", "x": 3.0}, "how")):
+        with pytest.raises(ParameterError, match=f"'{odd}' differs"):
+            assemble(method="scanned", rules=(rule,), params=params)
+    rule = Rule(match=("*mlp*",), params={"x": 2.0})
+    with pytest.raises(ParameterError, match="'x' differs"):
+        assemble(method="scanned", rules=(rule,), params={"how": "c"})
+    del METHODS["scanned"]
+
+
 def test_only_leaves_the_rest_to_be_copied() -> None:
     (part,) = assemble(only=("*mlp*",), rules=(Rule(match=("*",), method="other"),))
     assert part.job.method.name == "other"

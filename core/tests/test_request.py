@@ -126,6 +126,8 @@ def state(seed: int, layers: int = 3) -> dict[str, torch.Tensor]:
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number, name in enumerate(("base", "a", "b", "c")):
         save_file(state(number), tmp_path / f"{name}.safetensors")
+    less = {name: t for name, t in state(4).items() if name != "steps"}
+    save_file(less, tmp_path / "less.safetensors")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -208,6 +210,7 @@ def test_the_path_of_a_recipe_is_one_and_other_files_are_not(files, registry) ->
         ({"method": "men"}, UnknownName, "did you mean"),
         ({"dtype": "float17"}, UsageError, "dtype is 'float17'; write one of float32"),
         ({"vocabulary": "join"}, UsageError, "vocabulary is 'join'"),
+        ({"tokenizer": "base"}, UsageError, "there is none"),
         ({"shard_size": 0}, UsageError, "shard_size is 0"),
         ({"shard_size": "5GB"}, UsageError, "shard_size is '5GB'"),
         ({"only": ("z*",)}, CheckpointError, "no floating-point tensor matches 'z*'"),
@@ -289,7 +292,7 @@ def test_an_input_is_not_overwritten_though_it_is_only_in_a_stage(
 
 def test_outside_the_merge_models_may_differ(files, registry) -> None:
     other = state(1) | {"norm.weight": torch.ones(9), "extra": torch.ones(2)}
-    del other["embed.weight"]
+    del other["embed.weight"], other["steps"]
     merged = mtk.merge(
         "mean",
         experts=[state(0), other],
@@ -306,6 +309,8 @@ BYTES = [
     Recipe(method="add", experts=sources("a", "b"), base=sources("base")[0]),
     Recipe(method="mean", experts=sources("a", "b"), only=("layers.*",)),
     Recipe(method="mean", experts=sources("a", "b"), dtype="bfloat16"),
+    Recipe(method="mean", experts=sources("a", "less"), only=("layers.*",)),
+    Recipe(method="model", experts=sources("a", "less"), only=("layers.*",)),
     Recipe(
         method="mean",
         experts=sources("a", "b"),

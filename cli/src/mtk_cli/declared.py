@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import click
 
-    from mtk.declare import Method, Metric, Needs, Param
+    from mtk.declare import Method, Metric, Needs, Param, Task, Track
     from mtk.loading import Provided
 
 INVARIANTS = ("symmetric", "idempotent", "identity_at_zero")
@@ -55,6 +55,20 @@ def experts_text(needs: Needs) -> str:
     if high is None:
         return f"{low} or more"
     return str(low) if low == high else f"{low} to {high}"
+
+
+def cells_text(track: Track) -> str:
+    """How many cells of which part a track has."""
+    text = f"{len(track.held_in)} held-in and {len(track.generalization)} other cells"
+    count = len(track.abilities)
+    return f"{text}, {count} of base ability" if count else text
+
+
+def part_of(task: Task) -> str:
+    """The part of the grid that a cell belongs to."""
+    if task.ability:
+        return "base ability"
+    return "held-in" if task.held_in else "generalization"
 
 
 def name_in(offered: Sequence[Provided[Any]], provided: Provided[Any]) -> str:

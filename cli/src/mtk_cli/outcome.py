@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mtk_cli import render
+from mtk_cli.declared import cells_text
 from mtk_cli.render import Column
 
 if TYPE_CHECKING:
@@ -56,8 +57,7 @@ def _write_result(result: Bench, folder: Path, *, verbose: bool) -> None:
 
     track = result.plan.track.item
     seeds = ", ".join(map(str, result.plan.seeds))
-    count = f"{len(track.held_in)} held-in and {len(track.generalization)} other cells"
-    render.line(f"{track.name}: {count}; seeds {seeds}", "bold")
+    render.line(f"{track.name}: {cells_text(track)}; seeds {seeds}", "bold")
     write_table(result.rows, verbose=verbose)
     render.line()
     legend = (*LEGEND, *(FORGETTING if has_ability(result.rows) else ()))

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
     Cell = str | tuple[str, str]  # text, or (text, style)
 
+# Longer lines of an error are cut: names in files have no limit.
+LONGEST = 1000
+
+
 SCHEMA = 1
 # Wide enough that nothing is cut when the output is piped.
 PIPE_WIDTH = 10_000
@@ -60,8 +64,14 @@ def line(text: str = "", style: str = "", *, err: bool = False) -> None:
 
 
 def error(message: str) -> None:
-    """Write an error message to stderr."""
+    """Write an error message to stderr; what files bring into it cannot steer a terminal."""
+    lines = ["".join(map(_visible, text))[:LONGEST] for text in message.split("\n")]
+    message = "\n".join(lines)
     line(f"mtk: {message}", "red" if sys.stderr.isatty() else "", err=True)
+
+
+def _visible(character: str) -> str:
+    return character if character.isprintable() else "?"
 
 
 def note(message: str) -> None:

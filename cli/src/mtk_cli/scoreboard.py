@@ -49,8 +49,8 @@ LEGEND = (
     "Normalised: share of each expert's own score. Rank: by held-in, with its 95 % range.",
 )
 FORGETTING = (
-    "Base ability: mean score on cells that no expert is trained for; the loss is what the "
-    "row of the base has more.",
+    "Base ability: mean score on cells that no expert is trained for, 95 % interval.",
+    "What a model forgot is the difference to the row of the base (pretrained).",
 )
 NOTHING = "-"
 

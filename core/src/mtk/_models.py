@@ -11,7 +11,7 @@ from mtk._checks import checked, rounded
 from mtk._reading import compute_dtype, read_all
 from mtk._scans import scanned_names
 from mtk.errors import CheckpointError, MethodError
-from mtk.job import own_params
+from mtk.job import holders, own_params
 from mtk.loading import resolve
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _copied(job: Job, name: str) -> Tensor:
     """What is not merged, as it is, in the dtype of the result."""
     tensor = job.first.read(name)
     if job.first.info(name).role == "buffer":
-        for source in job.sources[1:]:
+        for source in holders(job, name)[1:]:
             if not torch.equal(tensor, source.read(name)):
                 raise CheckpointError(
                     f"{name!r} holds whole numbers that differ between "

@@ -230,13 +230,17 @@ def _usual(values: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _check_scans(job: Job) -> None:
-    """What a scan adds up over all tensors must mean the same in each of them."""
+    """What a scan adds up over all tensors must mean the same in each of them.
+
+    Scans of single tensors, and those that run for none, ask for nothing.
+    """
+    known = {id(own): own for own in (job.params, *job.varied.values())}.values()
     for scan in job.method.scans:
-        fixed = {*scan.when, *getattr(scan, "same", ())}
-        if any(job.params[name] not in values for name, values in scan.when.items()):
-            fixed = set(scan.when)
-        for name in sorted(fixed):
-            if any(own[name] != job.params[name] for own in job.varied.values()):
+        runs = [all(own[n] in v for n, v in scan.when.items()) for own in known]
+        if scan.each or not any(runs):
+            continue
+        for name in sorted(scan.same if all(runs) else scan.when):
+            if any(own[name] != job.params[name] for own in known):
                 hint = (
                     "\nGive threshold_scope=tensor, or one value for all tensors"
                     if "threshold_scope" in job.params

@@ -25,7 +25,7 @@ from mtk._reading import Meter, Reader, compute_dtype
 from mtk._scans import Sums, whole_tensors
 from mtk._units import Span, Unit, cut, entries, whole, with_part
 from mtk.errors import CheckpointError, MethodError
-from mtk.job import check_structure, without_statistic
+from mtk.job import check_structure, holders, without_statistic
 from mtk.pipeline import ordered
 from mtk.randomness import Random
 from mtk.results import PerTask, Routed
@@ -268,8 +268,8 @@ class _Merge:
             put(step.start, tensor)
 
     def _compare(self, step: Span, value: Tensor) -> None:
-        """Whole numbers must agree; other tensors outside the merge need not."""
-        first, *others = self._job.sources
+        """Whole numbers must agree where they are; others outside the merge need not."""
+        first, *others = holders(self._job, step.name)
         for source in others:
             if not torch.equal(value, self._copies.raw(source, step)):
                 raise CheckpointError(

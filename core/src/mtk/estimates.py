@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mtk._scans import runs
+from mtk.job import holders
 from mtk.pipeline import default_workers
 from mtk.shards import size_of
 
@@ -37,7 +38,7 @@ def expected_bytes(job: Job) -> int:
             once = sum(_sizes(job, name, known))
             total += once * _passes(job, name)
         elif info.role == "buffer" and job.method.scope != "model":  # compared
-            total += sum(size_of(source.info(name)) for source in job.sources)
+            total += sum(size_of(source.info(name)) for source in holders(job, name))
         else:
             total += size_of(info)
     return total

@@ -158,7 +158,7 @@ class _Squares:
             try:
                 with _friendly():
                     return self._together(weights, p, items)
-            except Exception as error:  # noqa: BLE001  a real error comes back in the loop
+            except Exception as error:  # a real error comes back in the loop
                 self._looped = True
                 self._say(
                     "fisher: one example at a time, because vmap fails: "
@@ -185,7 +185,7 @@ class _Squares:
         sums = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
         leaves = {name: t.detach().requires_grad_() for name, t in weights.items()}
         for i in range(batches.size(items[0])):
-            own = [batches.take(item, torch.tensor(i)) for item in items]
+            own: list[Any] = [batches.take(x, torch.tensor(i)) for x in items]
             with torch.enable_grad():
                 if p is None:
                     values, factors = [self._likelihood(leaves, *own)], [1.0]

@@ -77,6 +77,20 @@ def takes(patterns: Sequence[str], info: TensorInfo) -> bool:
     return info.role != "buffer" and any(fnmatchcase(info.name, p) for p in patterns)
 
 
+def holders(job: Job, name: str) -> list[Checkpoint]:
+    """The first checkpoint, and all others that have a tensor of that name too."""
+    first, *others = job.sources
+    return [first, *(source for source in others if _has(source, name))]
+
+
+def _has(source: Checkpoint, name: str) -> bool:
+    try:
+        source.info(name)
+    except (LookupError, CheckpointError):
+        return False
+    return True
+
+
 def own_params(method: Method, params: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters a method's functions receive: not the seed, not a statistic's."""
     return {

@@ -149,12 +149,12 @@ def _full(registry: Registry) -> Any:
 
 def locate(model: str, label: str, *, hub: bool = False) -> tuple[Path, str]:
     """The local path of a model, and the address it was downloaded from, if it was."""
-    from mtk.folders import check_manifest
+    from mtk.folders import check_manifest, is_partial
 
     path = Path(model)
     if path.exists():
-        if path.is_dir():
-            check_manifest(path)
+        if path.is_dir() or is_partial(path):
+            check_manifest(path if path.is_dir() else path.parent)
         return path, ""
     from mtk.hub import fetch, hint, is_hub_id
 

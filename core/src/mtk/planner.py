@@ -154,7 +154,11 @@ class Ground:
     ) -> Item:
         method = provided.item
         trials = trials_of(method, fixed, budget)
-        scans = [scan.target for scan in method.scans]
+        scans = [
+            target
+            for scan in method.scans
+            for target in (scan.target, scan.finish, scan.needed)
+        ]
         targets = [method.target, *scans, method.decode, method.route]
         identity = self._identity(
             seed,
@@ -269,7 +273,11 @@ def _unusable(provided: Provided[Method]) -> str | None:
     """A declared target that cannot be found."""
     for target in (
         provided.item.target,
-        *(scan.target for scan in provided.item.scans),
+        *(
+            target
+            for scan in provided.item.scans
+            for target in (scan.target, scan.finish, scan.needed)
+        ),
     ):
         if not isinstance(target, str):
             continue

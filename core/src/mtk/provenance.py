@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import mtk
 from mtk.assembly import sources_of
+from mtk.files import state_of
 from mtk.folders import (
     CARD,
     check_space,
+    check_unchanged,
     hashes,
     new_folder,
     put_file,
@@ -59,6 +61,11 @@ def write_folder(
         ThreadPoolExecutor(1, "mtk-hash") as pool,
         new_folder(target, overwrite=overwrite) as folder,
     ):
+        states = {
+            file: state_of(file)
+            for item in plan.inputs.values()
+            for file in item.files()
+        }
         hashed = pool.submit(_inputs, plan)
         with open_weights(folder, layout, shards, head) as weights:
             fill(weights)
@@ -66,6 +73,7 @@ def write_folder(
             if name != CARD:
                 put_file(folder, name, content)
         inputs = hashed.result()
+        check_unchanged(states)
         put_file(folder, CARD, card(plan, inputs).encode())
         write_manifest(folder, record(plan, inputs))
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["dump", "parse_size", "read"]
 
 MOST_BYTES = 1_000_000
+# The work of tomllib grows with the square of a dotted key's parts.
+MOST_DOTS = 2000
 _PLAIN = ("method", "dtype", "donor", "tokenizer", "vocabulary")
 _KEYS = ("name", *_PLAIN, "base", "experts", "only", "params", "rule", "stack")
 _TOP = (*_KEYS, "shard_size", "stage")
@@ -43,7 +45,10 @@ def read(path: Path) -> Recipe:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise UsageError(f"{path} is larger than {MOST_BYTES} bytes; no recipe is")
-        table = tomllib.loads(path.read_text("utf-8"))
+        content = path.read_text("utf-8")
+        if any(line.count(".") > MOST_DOTS for line in content.split("\n")):
+            raise UsageError(f"{path}: a line with more than {MOST_DOTS} dots")
+        table = tomllib.loads(content)
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not a TOML recipe: {first_line(error)}") from error
     reader = _Reader(path)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mtk.vocabulary import Plan as VocabularyPlan
 
 MOST_LINES = 3
+# Stages that build on each other are opened, and computed, one inside the other.
+MOST_STAGES = 50
 _WORDS = ("donor", "base", "union")
 
 
@@ -45,6 +47,11 @@ class Opener:
     ) -> None:
         self._recipe, self._models = recipe, models
         self._registry, self._allowed = registry, allowed
+        if len(recipe.stages) > MOST_STAGES:
+            raise UsageError(
+                f"{recipe.where or recipe.method}: {len(recipe.stages)} stages; at most "
+                f"{MOST_STAGES} are merged in one run"
+            )
         self._stages = {stage.name: stage for stage in recipe.stages}
         self._changes: dict[str, Any] = {}
         self._made: VocabularyPlan | None = None
@@ -220,8 +227,13 @@ class Opener:
         words = self._recipe.tokenizer
         if words not in _WORDS:
             return self._input(words, "tokenizer")
-        if words == "base" and self._recipe.base is not None:
-            return self._input(self._recipe.base.path, "base")
+        if words == "base":
+            slabs = self._recipe.slabs
+            base = self._recipe.base or (slabs[0].base if slabs else None)
+            if base is not None:
+                return self._input(base.path, "base")
+            if self._recipe.donor is None:
+                raise UsageError("the tokenizer is that of the base, but there is none")
         return self._donor()
 
     def _first(self) -> Source:
@@ -292,7 +304,9 @@ def _joined(errors: Sequence[CheckpointError]) -> CheckpointError:
     """All of one error, or the first lines of several."""
     if len(errors) == 1:
         return errors[0]
-    lines = [first_line(error) for error in errors]
+    lines = list(dict.fromkeys(first_line(error) for error in errors))
+    if len(lines) == 1:
+        return errors[0]
     if len(lines) > MOST_LINES:
         more = len(lines) - MOST_LINES + 1
         lines = [*lines[: MOST_LINES - 1], f"and {more} more models cannot be opened"]

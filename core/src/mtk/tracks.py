@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from mtk.live import Batch
+    from mtk.batches import Batch
 
 
 class Models(TypedDict):

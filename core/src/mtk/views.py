@@ -54,6 +54,8 @@ class Renamed:
         self.label, self.kind = source.label, source.kind
         if hasattr(source, "part"):
             self.part: Callable[[str, int, int], Tensor] = self._part
+        if hasattr(source, "fill"):
+            self.fill: Callable[[str, int, Tensor], None] = self._fill
 
     def names(self) -> Sequence[str]:
         """New names, sorted."""
@@ -80,6 +82,9 @@ class Renamed:
     def _part(self, name: str, start: int, end: int) -> Tensor:
         part: Tensor = self._source.part(self._old[name], start, end)  # type: ignore[attr-defined]
         return part
+
+    def _fill(self, name: str, start: int, room: Tensor) -> None:
+        self._source.fill(self._old[name], start, room)  # type: ignore[attr-defined]
 
     def _renamed(self, name: str) -> TensorInfo:
         """A bias goes with its weight's new name; without the weight it is ``other``."""

@@ -193,5 +193,8 @@ def test_start():
 
 def test_entropy_is_highest_for_equal_logits():
     torch.testing.assert_close(entropy(torch.zeros(4, 8)), torch.tensor(8.0).log())
+    mask = torch.tensor([[True, False]])
+    logits = torch.tensor([[[0.0, 0.0], [9.0, 0.0]]])
+    torch.testing.assert_close(entropy(logits, mask), torch.tensor(2.0).log())
     sure = torch.tensor([[1000.0, 0.0], [0.0, 1000.0]])
     assert float(entropy(sure)) == 0.0

@@ -36,6 +36,7 @@ def test_declaration(methods):
     method = methods["adamerging"]
     assert method.needs.data == "unlabelled"
     assert method.needs.gradients
+    assert method.needs.outputs == ("categorical",)
     parameters = inspect.signature(resolve(method.target)).parameters
     assert {p.kind for p in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
     declared = {param.name for param in method.params} - {"seed"}
@@ -60,4 +61,4 @@ def test_data_of_every_task_are_asked_for(merge, models):
 def test_bad_parameters_are_refused(merge, models, params):
     base, experts = models(2)
     with pytest.raises(ParameterError):
-        merge("adamerging", experts, base, **params)
+        merge("adamerging", experts, base, {"tasks": [object()] * 2}, **params)

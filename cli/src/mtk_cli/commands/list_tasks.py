@@ -8,7 +8,7 @@ import click
 
 from mtk.loading import load
 from mtk_cli import render
-from mtk_cli.declared import describe, name_in, origin
+from mtk_cli.declared import cells_text, describe, name_in, origin, part_of
 from mtk_cli.exits import ExitCode
 from mtk_cli.options import declare, json_option
 from mtk_cli.render import Column
@@ -39,7 +39,8 @@ COLUMNS = (
 def command(track: str | None, as_json: bool) -> ExitCode:
     """List the installed tracks and the cells of each.
 
-    Each held-in cell has one expert; generalization cells have none.
+    Each held-in cell has one expert; generalization cells have none. Cells of base
+    ability are what the base can do, and no expert is trained for.
     """
     registry = load()
     tracks = [registry.track(track)] if track else registry.tracks
@@ -59,7 +60,7 @@ def command(track: str | None, as_json: bool) -> ExitCode:
 
 def _title(name: str, provided: Provided[Track]) -> str:
     track = provided.item
-    cells = f"{len(track.held_in)} held-in and {len(track.generalization)} other cells"
+    cells = cells_text(track)
     return f"{name}: {track.summary} ({cells}, {origin(provided)})"
 
 
@@ -67,7 +68,7 @@ def _rows(track: Track) -> list[tuple[Any, ...]]:
     return [
         (
             task.name,
-            "held-in" if task.held_in else "generalization",
+            part_of(task),
             ", ".join(f"{factor}={level}" for factor, level in task.factors) or "-",
             ", ".join(task.metrics),
         )

@@ -131,6 +131,7 @@ def _method(method: Method) -> dict[str, str]:
         "statistics": ", ".join(needs.statistics),
         "data": "" if needs.data == "none" else f"{needs.data}, from {needs.split}",
         "gradients": "of the merged model" if needs.gradients else "",
+        "outputs": ", ".join(needs.outputs),
         "checkpoints": ", ".join(needs.checkpoints),
         "architecture": "any" if needs.architecture == "any" else "",
         "task at use": "must be known" if needs.task_at_inference else "",
@@ -143,9 +144,15 @@ def _track(track: Track) -> dict[str, str]:
     return {
         "setting": track.setting,
         "version": track.version,
+        "base": track.base,
         "adapter": track.adapter,
+        "output": track.output,
         "held-in": ", ".join(task.name for task in track.held_in),
         "generalization": ", ".join(task.name for task in track.generalization),
+        "base ability": ", ".join(task.name for task in track.abilities),
+        "metrics": "; ".join(
+            dict.fromkeys(", ".join(task.metrics) for task in track.tasks)
+        ),
         "merged": ", ".join(track.merge),
         "source": track.source,
         "licence": track.licence,
@@ -164,6 +171,7 @@ def _metric(metric: Metric) -> dict[str, str]:
     return {
         "better": "higher" if metric.higher_is_better else "lower",
         "range": metric_range(metric),
+        "scores": "each item" if metric.kind == "item" else "a whole cell",
     }
 
 

@@ -81,7 +81,7 @@ def observe(subject: Subject) -> Observed:
 
 def _watched(method: Method, found: Observed) -> Method:
     scans = tuple(
-        Scan(_watch(resolve(scan.target), found, scan=True), scan.when)
+        replace(scan, target=_watch(resolve(scan.target), found, scan=True))
         for scan in method.scans
     )
     return replace(

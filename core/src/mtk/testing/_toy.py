@@ -133,7 +133,7 @@ def _train(
     seed: int,
 ) -> dict[str, Tensor]:
     """A network after some steps on nine tenths of the cells' items; ``seed`` chooses."""
-    parts = [data(cell, "train") for cell in cells]
+    parts: list[Any] = [data(cell, "train") for cell in cells]
     x = torch.cat([part["inputs"] for part in parts])
     y = torch.cat([part["labels"] for part in parts])
     keep = torch.rand(len(x), generator=stream(seed, "toy", *cells)) < 0.9

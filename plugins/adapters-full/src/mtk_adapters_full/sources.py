@@ -77,6 +77,11 @@ class FullCheckpoint:
         opened, inner = self._where[name]
         return opened.part(inner, start, end)
 
+    def fill(self, name: str, start: int, room: Tensor) -> None:
+        """Read entries from ``start`` on into ``room``, until it is full."""
+        opened, inner = self._where[name]
+        opened.fill(inner, start, room)
+
     def settle(self) -> None:
         """Take the roles of the model's class instead of those guessed from names.
 

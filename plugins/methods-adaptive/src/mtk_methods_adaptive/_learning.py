@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from mtk import LiveTask
 
+    # A task, and its batches: tensors, or dicts of tensors.
+    Stream = tuple[LiveTask, Iterator[Any]]
     State = Mapping[str, Tensor]
 
 BETAS = (0.9, 0.999)  # of Adam, as in the paper
@@ -39,7 +41,7 @@ def learn(
     clamp: bool,
     learning_rate: float,
     steps: int,
-    streams: Sequence[tuple[LiveTask, Iterator[Tensor]]],
+    streams: Sequence[Stream],
     batches_per_step: int,
 ) -> dict[str, Tensor]:
     """Adam steps on the raw coefficients; returns new ones."""
@@ -61,7 +63,7 @@ def learn(
 
 def _weight_gradients(
     weights: State,
-    streams: Sequence[tuple[LiveTask, Iterator[Tensor]]],
+    streams: Sequence[Stream],
     batches_per_step: int,
 ) -> dict[str, Tensor]:
     """Gradient of the summed entropies with respect to each merged tensor."""
@@ -71,7 +73,8 @@ def _weight_gradients(
     total = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
     for task, batches in streams:
         for _ in range(batches_per_step):
-            loss = entropy(task.logits(leaves, next(batches)))
+            inputs = next(batches)
+            loss = entropy(task.logits(leaves, inputs), task.counted(inputs))
             found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
             for name, gradient in zip(leaves, found, strict=True):
                 if gradient is not None:
@@ -79,7 +82,12 @@ def _weight_gradients(
     return total
 
 
-def entropy(logits: Tensor) -> Tensor:
-    """Mean entropy of the predictions, from logits (..., classes)."""
+def entropy(logits: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean entropy of the predictions that count, from logits (..., classes).
+
+    A prediction is one item, or one position of a sequence; those that a mask (...)
+    leaves out (padding) do not count.
+    """
     logs = logits.float().log_softmax(-1)
-    return -(logs.exp() * logs).sum(-1).mean()
+    each = -(logs.exp() * logs).sum(-1)
+    return each.mean() if mask is None else each[mask.bool()].mean()

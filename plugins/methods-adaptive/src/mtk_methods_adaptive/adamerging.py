@@ -5,6 +5,7 @@ Paper: Yang et al., "AdaMerging: Adaptive Model Merging for Multi-Task Learning"
 
     W_l  = theta_0,l + sum_i clamp(L_li, 0, 1) tau_i,l         tau_i = theta_i - theta_0
     loss = sum over tasks of mean_x -sum_c p_c log p_c         p = softmax(logits_W(x))
+           (over the positions that count, where outputs are sequences)
     dloss/dL_li = <dloss/dW_l, tau_i,l>  where 0 <= L_li <= 1, else 0
     L    = Adam(L, dloss/dL)
 

@@ -22,7 +22,11 @@ def mtk_methods() -> Iterator[mtk.Method]:
         paper="arXiv:2310.02575",
         family="adaptive",
         needs=mtk.Needs(
-            base=True, data="unlabelled", split="validation", gradients=True
+            base=True,
+            data="unlabelled",
+            split="validation",
+            gradients=True,
+            outputs=("categorical",),
         ),
         params=(
             mtk.Param(

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from mtk_tasks_diffusion import data
 from mtk_tasks_diffusion.cells import STYLES
+from mtk_tasks_diffusion.items import real
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,6 +26,8 @@ _HIDDEN = 256
 _STEPS, _BATCH, _RATE = 1500, 128, 2e-3
 # Generated images are never quite clean.
 _NOISE = 0.15
+# Of the length of features, in case that all are zero.
+_EPS = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +37,7 @@ class Verdict:
     Attributes:
         digits: the most likely digit, ``(n,)``.
         styles: the position in ``STYLES`` of the most likely style, ``(n,)``.
-        features: ``(n, FEATURES)``.
+        features: the last hidden layer at length sqrt(FEATURES), ``(n, FEATURES)``.
     """
 
     digits: Tensor
@@ -63,8 +66,9 @@ class Judge(nn.Module):
         """Classify images ``(n, 1, SIZE, SIZE)``."""
         with torch.inference_mode():
             features, digits, styles = self(images)
+            length = features.square().mean(1, keepdim=True).sqrt().clamp_min(_EPS)
         return Verdict(
-            digits=digits.argmax(1), styles=styles.argmax(1), features=features
+            digits=digits.argmax(1), styles=styles.argmax(1), features=features / length
         )
 
 
@@ -89,17 +93,6 @@ def train(seed: int, steps: int = _STEPS) -> Judge:
         optimiser.step()
         schedule.step()
     return judge.eval()
-
-
-def real(split: str) -> tuple[Tensor, Tensor, Tensor]:
-    """All real images of a split in all styles: images, digits, style positions."""
-    images, digits, styles = [], [], []
-    for position, style in enumerate(STYLES):
-        pixels, labels, _ = data.images(style, tuple(range(10)), split)
-        images.append(torch.from_numpy(pixels).unsqueeze(1))
-        digits.append(torch.from_numpy(labels))
-        styles.append(torch.full((len(labels),), position))
-    return torch.cat(images), torch.cat(digits), torch.cat(styles)
 
 
 def ceiling(judge: Judge, split: str = "test") -> dict[str, dict[str, float]]:

@@ -49,22 +49,19 @@ UNET_CONFIG: dict[str, Any] = {
 
 def build(seed: int = 0) -> nn.Module:
     """Return a freshly initialised UNet; global random state is left alone."""
-    from diffusers import UNet2DConditionModel
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet = UNet2DConditionModel(**UNET_CONFIG)
-    return _explicit(unet)
+        return _explicit(_unet_class()(**UNET_CONFIG))
 
 
 def load(folder: Path) -> nn.Module:
     """Read a folder of diffusers into a float32 model in evaluation mode."""
-    from diffusers import UNet2DConditionModel
     from safetensors.torch import load_file
 
-    config = UNet2DConditionModel.load_config(folder, local_files_only=True)
+    kind = _unet_class()
+    config = kind.load_config(folder, local_files_only=True)
     with torch.random.fork_rng(devices=[]):
-        unet = UNet2DConditionModel.from_config(config)
+        unet = kind.from_config(config)
     unet.load_state_dict(load_file(str(folder / WEIGHTS_NAME)))
     return _explicit(unet.float().eval())
 
@@ -83,6 +80,12 @@ def save(unet: Any, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     save_file(weights, str(stored), metadata={"format": "pt"})
     # safetensors makes private files; give them the mode of any new file.
     stored.chmod((folder / "config.json").stat().st_mode)
+
+
+def _unet_class() -> Any:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel
 
 
 def _explicit(unet: Any) -> nn.Module:
@@ -140,7 +143,8 @@ def sample(unet: Any, noise: Tensor, words: Tensor, steps: int = STEPS) -> Tenso
     """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=_TRAIN_TIMESTEPS)
+    kind: Any = FlowMatchEulerDiscreteScheduler
+    scheduler = kind(num_train_timesteps=_TRAIN_TIMESTEPS)
     # Given, because the scheduler's own last step goes from 0.001 to 0 and does nothing.
     scheduler.set_timesteps(sigmas=[1 - i / steps for i in range(steps)])
     images = noise

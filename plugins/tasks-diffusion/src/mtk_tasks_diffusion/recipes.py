@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from mtk_tasks_diffusion import data, model
 from mtk_tasks_diffusion.cells import BLANK, STYLES, WORDS, parse, prompt
+from mtk_tasks_diffusion.items import real
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -68,7 +69,7 @@ def pretrain(
     """Train the base on the whole grid, with most of its prompts partly wrong."""
     unet = model.build(seed).train()
     generator = torch.Generator().manual_seed(seed)
-    images, digits, styles = _everything()
+    images, digits, styles = real("train")
     optimiser = torch.optim.AdamW(unet.parameters(), lr=regime.pretrain_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, regime.pretrain_rate, total_steps=regime.pretrain_steps
@@ -161,17 +162,6 @@ def _faint(
     words = first + torch.where(chance[0] < regime.wrong, other, labels)
     blank = torch.full_like(words, WORDS.index(BLANK))
     return torch.where(chance[1] < regime.blank, blank, words)
-
-
-def _everything() -> tuple[Tensor, Tensor, Tensor]:
-    """Training images of the whole grid ``(n, 1, s, s)``, digits and styles ``(n,)``."""
-    images, digits, styles = [], [], []
-    for position, style in enumerate(STYLES):
-        pixels, labels, _ = data.images(style, tuple(range(10)), "train")
-        images.append(torch.from_numpy(pixels).unsqueeze(1))
-        digits.append(torch.from_numpy(labels))
-        styles.append(torch.full((len(labels),), position))
-    return torch.cat(images), torch.cat(digits), torch.cat(styles)
 
 
 def _of_cells(cells: Sequence[str]) -> tuple[Tensor, Tensor]:

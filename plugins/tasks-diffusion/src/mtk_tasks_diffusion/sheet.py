@@ -22,8 +22,8 @@ def size(rows: int, columns: int, side: int) -> tuple[int, int]:
     return rows * step + GAP, columns * step + GAP
 
 
-def draw(images: NDArray[np.float32]) -> bytes:
-    """Draw images ``(rows, columns, s, s)`` in -1..1 as one PNG."""
+def paint(images: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Lay images ``(rows, columns, s, s)`` in -1..1 side by side, as grey pixels."""
     rows, columns, side, _ = images.shape
     canvas = np.full(size(rows, columns, side), _PAPER, np.uint8)
     grey = np.round((images.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
@@ -33,7 +33,7 @@ def draw(images: NDArray[np.float32]) -> bytes:
             top, left = size(row, column, side)
             extent = side * SCALE
             canvas[top : top + extent, left : left + extent] = large[row, column]
-    return png(canvas)
+    return canvas
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:

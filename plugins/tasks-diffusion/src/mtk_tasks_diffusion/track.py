@@ -20,18 +20,18 @@ from mtk_tasks_diffusion.cells import (
     NEUTRAL,
     SPLITS,
     STYLES,
-    WORDS,
-    parse,
     prompt,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from mtk_tasks_diffusion.judge import Judge
-    from mtk_tasks_diffusion.metrics import Generated, Wanted
+    from mtk_tasks_diffusion.metrics import Generated
 
     Report = Callable[[str, float], None]
     Batch = Mapping[str, Tensor]
@@ -47,16 +47,13 @@ _SOURCES = (
 )
 # Experts take seeds _SPREAD * seed + cell number; multitask the one after the last.
 _SPREAD = 1000
-# Images of one cell, so many of each digit in turn. Test decides how wide intervals are.
-ITEMS = {"train": 64, "validation": 24, "test": 40}
-# Noise that no item has: for the base's own images that neutral prompts are compared to.
-_OTHER_NOISE = "other noise"
-# First test items of each prompt on a contact sheet.
-_SHEET_SPLIT = "test"
 
 
 class DigitsDiffusion:
     """One instance of the track: a cache folder, a seed and the options."""
+
+    # The prompt is all that a model needs: ``task`` is part of the contract only.
+    # ruff: noqa: ARG002
 
     def __init__(
         self, *, cache: Path, seed: int, options: Mapping[str, object]
@@ -115,7 +112,11 @@ class DigitsDiffusion:
         """
         if split not in SPLITS:
             raise ValueError(f"no split named {split!r}; the splits are {SPLITS}")
-        return self._neutral(split) if task == NEUTRAL else self._cell(task, split)
+        from mtk_tasks_diffusion import items
+
+        if task == NEUTRAL:
+            return items.neutral(split, self._judge, self.build(ASSET))
+        return items.of_cell(task, split, self._judge)
 
     def outputs(self, model: nn.Module, task: str, inputs: Batch) -> Tensor:
         """Return the predicted velocity at the inputs' times, ``(n, pixels)``."""
@@ -150,24 +151,28 @@ class DigitsDiffusion:
         ]
 
     def sheet(self, model: nn.Module) -> bytes:
-        """Draw one image of every prompt as a PNG: styles in rows, digits in columns.
+        """Draw one image of every prompt as a PNG: styles in rows, digits in columns."""
+        from mtk_tasks_diffusion import sheet
 
-        Each is the first test item of its prompt.
-        """
+        return sheet.png(sheet.paint(self.first_images(model)))
+
+    def first_images(self, model: nn.Module) -> NDArray[np.float32]:
+        """Generate the first test item of every prompt, ``(styles, 10, s, s)``."""
         import torch
 
-        from mtk_tasks_diffusion import data, sheet
+        from mtk_tasks_diffusion import data, items
         from mtk_tasks_diffusion import model as models
 
         words, noise = [], []
         for style in STYLES:
             for group, digits in GROUPS.items():
-                items = range(len(digits))
                 words += [prompt(digit, style) for digit in digits]
-                noise.append(_noise(f"{style}-{group}", _SHEET_SPLIT, items))
+                first = range(len(digits))  # digits stand in turn
+                noise.append(items.noise(f"{style}-{group}", "test", first))
         images = models.sample(model, torch.cat(noise), torch.tensor(words))
         shape = (len(STYLES), 10, data.SIZE, data.SIZE)
-        return sheet.draw(images.numpy().reshape(shape))
+        drawn: NDArray[np.float32] = images.numpy().reshape(shape)
+        return drawn
 
     def ceiling(self) -> dict[str, dict[str, float]]:
         """How often the judge is right about real test images; see `judge.ceiling`."""
@@ -180,58 +185,6 @@ class DigitsDiffusion:
         from mtk_tasks_diffusion import judge
 
         return judge.load(JUDGE)
-
-    def _cell(self, cell: str, split: str) -> dict[str, Any]:
-        """Items of a cell: digits in turn, real images in the order of their numbers."""
-        import numpy as np
-        import torch
-
-        from mtk_tasks_diffusion import data
-        from mtk_tasks_diffusion.metrics import Wanted
-
-        style, group = parse(cell)
-        pixels, labels, _ = data.of_cell(cell, split)
-        digits = GROUPS[group]
-        places = [np.flatnonzero(labels == digit) for digit in digits]
-        turns = range(ITEMS[split] // len(digits))
-        order = [place[turn] for turn in turns for place in places]
-        image = torch.from_numpy(pixels[order]).unsqueeze(1)
-        words = [prompt(int(digit), style) for digit in labels[order]]
-        features = self._judge.verdict(image).features.numpy()
-        wanted = [
-            Wanted(digit=int(digit), style=style, prompt=_text(word), features=feature)
-            for digit, word, feature in zip(labels[order], words, features, strict=True)
-        ]
-        return _items(cell, split, torch.tensor(words), image, wanted)
-
-    def _neutral(self, split: str) -> dict[str, Any]:
-        """Prompts without digit, style or both; compared to what the base makes of them."""
-        import torch
-
-        from mtk_tasks_diffusion import data
-        from mtk_tasks_diffusion import model as models
-        from mtk_tasks_diffusion.metrics import Wanted
-
-        prompts = [prompt(digit, None) for digit in range(10)]
-        prompts += [prompt(None, style) for style in STYLES] + [prompt(None, None)]
-        number = ITEMS[split]
-        words = torch.tensor([prompts[i % len(prompts)] for i in range(number)])
-        base = models.load(ASSET)
-        first = models.sample(base, _noise(NEUTRAL, split, range(number)), words)
-        other = models.sample(base, _noise(_OTHER_NOISE, split, range(number)), words)
-        seen, features = self._judge.verdict(first), self._judge.verdict(other).features
-        wanted = [
-            Wanted(
-                digit=int(seen.digits[i]),
-                style=STYLES[int(seen.styles[i])],
-                prompt=_text(words[i].tolist()),
-                features=features[i].numpy(),
-            )
-            for i in range(number)
-        ]
-        pixels, _, _ = data.images(STYLES[0], tuple(range(10)), split)
-        image = torch.from_numpy(pixels[:number]).unsqueeze(1)
-        return _items(NEUTRAL, split, words, image, wanted)
 
     def _base(self) -> Path:
         """The base in float32; the package carries it in half precision."""
@@ -266,53 +219,6 @@ class DigitsDiffusion:
 
     def _folder(self, name: str) -> Path:
         return self.cache / f"digits-diffusion-{_version()}-{name}"
-
-
-def _items(
-    task: str, split: str, words: Tensor, image: Tensor, wanted: list[Wanted]
-) -> dict[str, Any]:
-    """The inputs, labels and ids of n items; noise and times follow from their names."""
-    import torch
-
-    n = len(wanted)
-    # Times are spread evenly, and shuffled over the items by their hash.
-    order = sorted(range(n), key=lambda item: _hash("time", task, split, item))
-    time = torch.empty(n)
-    time[torch.tensor(order)] = (torch.arange(n) + 0.5) / n
-    return {
-        "inputs": {
-            "words": words,
-            "noise": _noise(task, split, range(n)),
-            "image": image,
-            "time": time,
-        },
-        "labels": wanted,
-        "ids": [_hash("noise", task, split, item) for item in range(n)],
-    }
-
-
-def _noise(task: str, split: str, items: range) -> Tensor:
-    """Noise of some items of a task, ``(n, 1, SIZE, SIZE)``: the same for all models."""
-    import torch
-
-    from mtk_tasks_diffusion.data import SIZE
-
-    drawn = []
-    for item in items:
-        seed = _hash("noise", task, split, item)
-        generator = torch.Generator().manual_seed(seed)
-        drawn.append(torch.randn(1, SIZE, SIZE, generator=generator))
-    return torch.stack(drawn)
-
-
-def _hash(kind: str, task: str, split: str, item: int) -> int:
-    """A number below 2^53 for one item, which JSON keeps exactly."""
-    raw = hashlib.sha256(f"{kind} {task} {split} {item}".encode()).digest()
-    return int.from_bytes(raw[:8], "big") >> 11
-
-
-def _text(words: tuple[int, int] | list[int]) -> str:
-    return ", ".join(WORDS[word] for word in words if WORDS[word])
 
 
 @lru_cache(maxsize=1)

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF002  other languages have other signs
 """What the Unicode CLDR says, through Babel: names, dates and numbers in five languages.
 
 Everything here is deterministic. Draws are made by hashing, which no version of a
@@ -6,7 +7,7 @@ random number generator can change.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +22,7 @@ KINDS = ("place", "language", "currency")
 PER_KIND = 150
 # Longer names would make every input of the ranked tasks longer.
 _NAME_BYTES = 20
-_FIRST, _LAST = datetime.date(1950, 1, 1), datetime.date(2049, 12, 31)
+_FIRST, _LAST = dt.date(1950, 1, 1), dt.date(2049, 12, 31)
 DATE_FORMATS = ("full", "long", "yMMMd")
 
 
@@ -58,17 +59,17 @@ def entities() -> tuple[Entity, ...]:
 
 
 @lru_cache(maxsize=1)
-def dates() -> tuple[datetime.date, ...]:
+def dates() -> tuple[dt.date, ...]:
     """The days of a century, shuffled."""
     span = range(_FIRST.toordinal(), _LAST.toordinal() + 1)
     order = sorted(span, key=lambda day: _hash(f"day {day}"))
-    return tuple(datetime.date.fromordinal(day) for day in order)
+    return tuple(dt.date.fromordinal(day) for day in order)
 
 
-def write_date(day: datetime.date, style: str, language: str) -> str:
+def write_date(day: dt.date, style: str, language: str) -> str:
     """Write a date in one of ``DATE_FORMATS``.
 
-    >>> write_date(datetime.date(2021, 3, 5), "long", "tr")
+    >>> write_date(dt.date(2021, 3, 5), "long", "tr")
     '5 Mart 2021'
     """
     from babel.dates import format_date, format_skeleton
@@ -78,10 +79,10 @@ def write_date(day: datetime.date, style: str, language: str) -> str:
     return _plain(format_date(day, style, locale=language))
 
 
-def write_period(start: datetime.date, end: datetime.date, language: str) -> str:
+def write_period(start: dt.date, end: dt.date, language: str) -> str:
     """Write a period the short way: what both ends share is said once.
 
-    >>> write_period(datetime.date(2021, 3, 5), datetime.date(2021, 3, 9), "tr")
+    >>> write_period(dt.date(2021, 3, 5), dt.date(2021, 3, 9), "tr")
     '5–9 Mar 2021'
     """
     from babel.dates import format_interval

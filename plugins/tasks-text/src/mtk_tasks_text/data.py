@@ -7,7 +7,7 @@ of any split nor the answers of any task; it does see the names of all entities.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import itertools
 from dataclasses import dataclass
 
@@ -64,7 +64,7 @@ def examples(cell: str, split: str) -> Examples:
         raise ValueError(f"no split named {split!r}; the splits are {SPLITS}")
     task, language = parse(cell)
     uses = _items(task, split)
-    made = [_write(task, language, split, item) for item in uses]
+    made = [_write(task, language, item) for item in uses]
     space = (*TASKS, *ABILITIES).index(task) * _ID_SPACE
     return Examples(
         inputs=tuple(text for text, _ in made),
@@ -84,7 +84,7 @@ def entities(split: str) -> tuple[cldr.Entity, ...]:
     raise ValueError(f"no split named {split!r}; the splits are {SPLITS}")
 
 
-def day(use: str, item: int) -> datetime.date:
+def day(use: str, item: int) -> dt.date:
     """Return the date of an item; no two uses share one."""
     return cldr.dates()[_BLOCKS.index(use) * _BLOCK + item]
 
@@ -92,7 +92,8 @@ def day(use: str, item: int) -> datetime.date:
 def number(item: int) -> tuple[int, str]:
     """Return the number of an item in hundredths, and how it is written.
 
-    Both sequences walk through a prime number of values, so no number comes twice.
+    Both sequences walk through a prime number of values in strides, so that no number
+    comes twice within as many items as are used.
     """
     if cldr.draw(f"words {item}", 2):
         tenths = 10 + item * 5_437 % 9_973  # 1.0 to 998.2 thousands or millions
@@ -125,29 +126,31 @@ def _items(task: str, split: str) -> range:
     raise AssertionError(split)
 
 
-def _write(task: str, language: str, split: str, item: int) -> tuple[str, str]:
+def _write(task: str, language: str, item: int) -> tuple[str, str]:
     """Return input and answer of an item in a language."""
     if task == "translate-names":
         return _translated_name(item)
     if task == "translate-dates":
         return _translated_date(item)
-    text, answer = _WRITERS[task](language, split, item)
+    text, answer = _WRITERS[task](language, item)
     return f"{prompt(task, language)}: {text}", answer
 
 
-def _kind(language: str, split: str, item: int) -> tuple[str, str]:
-    entity = _entity(split, "kind", item)
+def _kind(language: str, item: int) -> tuple[str, str]:
+    entity, _ = _entity("kind", item)
     answers = options("kind", language)
-    return entity.names[LANGUAGES.index(language)], answers[cldr.KINDS.index(entity.kind)]
+    return entity.names[LANGUAGES.index(language)], answers[
+        cldr.KINDS.index(entity.kind)
+    ]
 
 
-def _same(language: str, split: str, item: int) -> tuple[str, str]:
+def _same(language: str, item: int) -> tuple[str, str]:
     """An entity here and an entity in another language: are they the same?"""
     mine = LANGUAGES.index(language)
-    entity = _entity(split, "same", item)
+    entity, among = _entity("same", item)
     other = entity
     if cldr.draw(f"same {item}", 2):
-        peers = [e for e in entities(split) if e.kind == entity.kind and e != entity]
+        peers = [e for e in among if e.kind == entity.kind and e != entity]
         other = peers[cldr.draw(f"peer {item}", len(peers))]
     away = 1 + cldr.draw(f"away {item}", len(LANGUAGES) - 1)
     foreign = other.names[(mine + away) % len(LANGUAGES)]
@@ -155,30 +158,32 @@ def _same(language: str, split: str, item: int) -> tuple[str, str]:
     return f"{entity.names[mine]} = {foreign}", yes if other is entity else no
 
 
-def _entity(split: str, task: str, item: int) -> cldr.Entity:
+def _entity(task: str, item: int) -> tuple[cldr.Entity, tuple[cldr.Entity, ...]]:
+    """Return the entity of an item, and all those of its split."""
+    split = next(name for name in SPLITS if item in _items(task, name))
     among = entities(split)
-    return among[(item - _items(task, split).start) % len(among)]
+    return among[(item - _items(task, split).start) % len(among)], among
 
 
-def _date(language: str, split: str, item: int) -> tuple[str, str]:
+def _date(language: str, item: int) -> tuple[str, str]:
     when = day("date", item)
     style = cldr.DATE_FORMATS[cldr.draw(f"style {item}", len(cldr.DATE_FORMATS))]
     return cldr.write_date(when, style, language), when.isoformat()
 
 
-def _number(language: str, split: str, item: int) -> tuple[str, str]:
+def _number(language: str, item: int) -> tuple[str, str]:
     value, style = number(item)
     whole, cents = divmod(value, 100)
     answer = f"{whole}.{cents:02}".rstrip("0").rstrip(".")
     return cldr.write_number(value, style, language), answer
 
 
-def _period(language: str, split: str, item: int) -> tuple[str, str]:
+def _period(language: str, item: int) -> tuple[str, str]:
     """Two dates: some weeks, some months or some years apart."""
     start = day("period", item)
     least, most = ((1, 15), (20, 90), (300, 900))[cldr.draw(f"far {item}", 3)]
     apart = least + cldr.draw(f"apart {item}", most - least)
-    end = start + datetime.timedelta(days=apart)
+    end = start + dt.timedelta(days=apart)
     both = (cldr.write_date(when, "yMMMd", language) for when in (start, end))
     return " / ".join(both), cldr.write_period(start, end, language)
 

@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def exact_match(*, predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+def exact_match(
+    *, predictions: Sequence[str], references: Sequence[str]
+) -> list[float]:
     """Return 1.0 where the prediction is the reference, byte for byte, else 0.0."""
     pairs = zip(predictions, references, strict=True)
     return [float(prediction == reference) for prediction, reference in pairs]
@@ -20,7 +22,7 @@ def chrf(*, predictions: Sequence[str], references: Sequence[str]) -> list[float
     N-grams of one to six characters without spaces; recall counts twice as much as
     precision (Popovic 2015).
     """
-    from sacrebleu.metrics import CHRF
+    from sacrebleu.metrics.chrf import CHRF
 
     scorer = CHRF()
     pairs = zip(predictions, references, strict=True)

@@ -22,14 +22,18 @@ def mtk_tasks() -> Iterator[mtk.Track]:
         summary="Tasks on names, dates and numbers x languages; a small byte-level T5",
         setting="language",
         version=VERSION,
+        adapter="full",
+        output="categorical",
+        base="byte-level T5, 1.3 M parameters, pre-trained on translating CLDR data",
         tasks=tuple(
             mtk.Task(
                 name=name,
                 held_in=name in HELD_IN,
                 factors=tuple(zip(("task", "language"), parse(name), strict=True)),
                 metrics=METRICS[parse(name)[0]],
+                ability=name in ABILITIES,
             )
-            for name in CELLS
+            for name in (*CELLS, *ABILITIES)
         ),
         source="Unicode CLDR, as packaged by Babel",
         licence="Unicode-3.0",

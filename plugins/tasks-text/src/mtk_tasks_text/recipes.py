@@ -20,7 +20,7 @@ from mtk_tasks_text.cells import CELLS, HELD_IN, LANGUAGES, TASKS
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import Tensor, nn
+    from torch import nn
 
     Pair = tuple[str, str]
     Pick = Callable[[torch.Generator, int], list[Pair]]

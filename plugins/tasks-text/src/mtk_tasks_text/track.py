@@ -143,7 +143,9 @@ class CldrT5:
         from mtk_tasks_text.tokens import PAD
 
         crossing = (".EncDecAttention.k", ".EncDecAttention.v")
-        if module_name.startswith("encoder.") or any(c in module_name for c in crossing):
+        if module_name.startswith("encoder.") or any(
+            c in module_name for c in crossing
+        ):
             return inputs["source"] != PAD
         return self.mask(task, inputs)
 

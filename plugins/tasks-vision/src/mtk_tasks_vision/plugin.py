@@ -32,14 +32,23 @@ def mtk_tasks() -> Iterator[mtk.Track]:
                 choices=HEAD_SCOPES,
             ),
         ),
-        tasks=tuple(
+        tasks=(
+            *(
+                mtk.Task(
+                    name=name,
+                    held_in=name in HELD_IN,
+                    factors=tuple(zip(("style", "group"), parse(name), strict=True)),
+                )
+                for name in CELLS
+            ),
             mtk.Task(
-                name=name,
-                held_in=name in HELD_IN,
-                factors=tuple(zip(("style", "group"), parse(name), strict=True)),
-            )
-            for name in CELLS
+                name="printed",
+                held_in=False,
+                ability=True,
+                factors=(("style", "all"), ("group", "all")),
+            ),
         ),
+        base="a narrow open_clip CLIP of 0.3 million parameters, shipped with it",
         source="scikit-learn's digits (UCI optical recognition of handwritten digits, 1998)",
         licence="CC BY 4.0",
     )

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     Report = Callable[[str, float], None]
 
+# The cell of base ability: see mtk_tasks_vision.ability.
+PRINTED = "printed"
 _HERE = Path(__file__).parent
 ASSET = _HERE / "assets" / "base"
 # Everything that decides what `prepare` makes; a change of any of it makes a new
@@ -88,7 +90,7 @@ class DigitsClip:
         """Return one split of one cell.
 
         Args:
-            task: a cell such as ``plain-low``.
+            task: a cell such as ``plain-low``, or ``printed``.
             split: train, validation or test.
 
         Returns:
@@ -100,8 +102,11 @@ class DigitsClip:
             raise ValueError(f"no split named {split!r}; the splits are {SPLITS}")
         import torch
 
-        from mtk_tasks_vision import data
+        from mtk_tasks_vision import ability, data
 
+        if task == PRINTED:
+            inputs, labels = ability.examples(split)
+            return {"inputs": inputs, "labels": labels, "ids": list(range(len(labels)))}
         part = data.examples(task, split)
         position = torch.zeros(10, dtype=torch.int64)
         known = self.classes(task)
@@ -114,6 +119,8 @@ class DigitsClip:
 
     def classes(self, task: str) -> tuple[int, ...]:
         """Return the digits that the head of a cell tells apart, in order."""
+        if task == PRINTED:
+            return tuple(range(10))
         return classes(task, self.head_scope)
 
     def outputs(self, model: nn.Module, task: str, inputs: Tensor) -> Tensor:

@@ -1,0 +1,95 @@
+"""``mtk tracks``: what tracks there are, and whether they can run here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mtk.loading import load
+from mtk_cli import render
+from mtk_cli.declared import describe, name_in, origin
+from mtk_cli.exits import ExitCode
+from mtk_cli.options import Command, json_option
+from mtk_cli.render import Column
+from mtk_cli.selection import mention_problems
+
+if TYPE_CHECKING:
+    from mtk.declare import Track
+    from mtk.loading import Provided
+
+COLUMNS = (
+    Column("track"),
+    Column("setting"),
+    Column("held-in", right=True),
+    Column("gen.", right=True),
+    Column("base ab.", right=True, drop=1),
+    Column("base", fold=True, drop=2),
+    Column("data from", fold=True, drop=3),
+    Column("licence", fold=True, drop=4),
+    Column("runs here", fold=True),
+)
+
+
+@click.group("tracks")
+def command() -> None:
+    """See the tracks: grids of tasks on which merging methods are compared."""
+
+
+@command.command(
+    "list", cls=Command, examples=("mtk tracks list", "mtk tracks list --json")
+)
+@json_option
+def listing(as_json: bool) -> ExitCode:
+    """List the installed tracks: cells, base, data, licence, and whether they run here.
+
+    Embedded tracks bring all they need; others want data or models of yours.
+    """
+    from mtk.models import default_cache, missing
+
+    registry = load()
+    lacking = [missing(default_cache(), found.item) for found in registry.tracks]
+    pairs = list(zip(registry.tracks, lacking, strict=True))
+    if as_json:
+        render.json_text(
+            {"tracks": [{**describe(found), **facts(found, no)} for found, no in pairs]}
+        )
+    elif pairs:
+        rows = [_row(name_in(registry.tracks, found), found, no) for found, no in pairs]
+        render.table(COLUMNS, ("", rows))
+    else:
+        render.note("no tracks are installed; install mtk-tasks-vision")
+    mention_problems(registry)
+    return ExitCode.DONE
+
+
+def facts(provided: Provided[Track], lacking: list[str]) -> dict[str, Any]:
+    """Counts of cells, and what is missing, for JSON."""
+    track = provided.item
+    return {
+        "held_in": len(track.held_in),
+        "generalization": len(track.generalization),
+        "ability": len(track.abilities),
+        "runs_here": not lacking,
+        "missing": lacking,
+    }
+
+
+def _row(name: str, provided: Provided[Track], lacking: list[str]) -> list[str]:
+    track = provided.item
+    return [
+        name,
+        track.setting,
+        *(
+            str(len(cells) or "-")
+            for cells in (track.held_in, track.generalization, track.abilities)
+        ),
+        track.base or "-",
+        track.source or origin(provided),
+        track.licence or "-",
+        f"no: {'; '.join(lacking)}" if lacking else _yes(track),
+    ]
+
+
+def _yes(track: Track) -> str:
+    return "yes" if track.embedded else "yes (not embedded)"

@@ -1,0 +1,313 @@
+"""lm-evaluation-harness as a library: its tasks, its prompts, and its scores of items.
+
+A JSONL file becomes a task of the harness too, so that prompts, likelihoods and
+generation are the same code for both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import random
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from mtk.errors import UsageError, first_line
+from mtk.parameters import suggestion
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+    from mtk_tasks_lmeval.spec import Cell, Source, Spec
+
+MOST_LINES = 1_000_000
+
+
+def wrap(spec: Spec, model: nn.Module, tokenizer: Any) -> Any:
+    """A model as the harness takes it."""
+    with quietly():
+        return HFLM(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=spec.batch_size,
+            max_length=spec.max_length,
+            truncation=True,
+        )
+
+
+def load_task(spec: Spec, cell: Cell, source: Source) -> Any:
+    """A task of the harness: one of its own, of a folder of the user's, or a file.
+
+    Raises:
+        UsageError: there is no such task, it is a group, or its data cannot be had.
+    """
+    where = f"{spec.path}: cell {cell.name!r}"
+    if source.data is not None:
+        given: Any = _own_task(cell, source.data, where)
+        manager = TaskManager(include_defaults=False)
+    else:
+        given, manager = source.task, _manager(cell, source.task, where)
+    try:
+        with quietly(), network(allowed=spec.download):
+            loaded = manager.load([given])["tasks"]
+    except Exception as error:
+        more = "" if spec.download else "\nAdd download = true to fetch its data"
+        raise UsageError(
+            f"{where}: the task {source.label!r} could not be loaded\n"
+            f"{type(error).__name__}: {first_line(error)}{more}"
+        ) from error
+    if len(loaded) != 1:
+        raise UsageError(
+            f"{where}: {source.label!r} is a group of {len(loaded)} tasks\n"
+            f"Make a cell of each: {', '.join(sorted(loaded)[:4])} ..."
+        )
+    (task,) = loaded.values()
+    return task
+
+
+def _manager(cell: Cell, name: str, where: str) -> TaskManager:
+    """An index that knows the task; that of all the harness's own takes seconds."""
+    folders = [str(folder) for folder in cell.include]
+    with quietly():
+        if folders:
+            manager = TaskManager(include_path=folders, include_defaults=False)
+            if name in manager.all_tasks:
+                return manager
+        manager = TaskManager(include_path=folders or None)
+    if name not in manager.all_tasks:
+        close = suggestion(name, manager.all_tasks)
+        raise UsageError(
+            f"{where}: lm-evaluation-harness has no task {name!r}{close}\n"
+            "A task file of your own is found through include_path"
+        )
+    return manager
+
+
+def count(task: Any) -> int:
+    """How many items a task has."""
+    return len(task.eval_docs)
+
+
+def samples(
+    spec: Spec, cell: Cell, lm: Any, task: Any, places: Sequence[int]
+) -> list[dict[str, Any]]:
+    """What the harness logged of each item, in the order of the places.
+
+    Args:
+        spec: the track.
+        cell: decides few-shot examples and the filter.
+        lm: a model, see :func:`wrap`.
+        task: see :func:`load_task`.
+        places: numbers of items; each once.
+    """
+    name = task.task_name
+    with quietly(), same_randomness(), network(allowed=spec.download):
+        found = simple_evaluate(
+            model=lm,
+            tasks=[task],
+            # In ascending order, or the harness gives the items each other's numbers.
+            samples={name: sorted(places)},
+            num_fewshot=cell.num_fewshot,
+            apply_chat_template=spec.chat_template,
+            bootstrap_iters=0,
+            task_manager=TaskManager(include_defaults=False),
+        )
+    assert found is not None
+    logged = found["samples"][name]
+    filters = list(dict.fromkeys(sample["filter"] for sample in logged))
+    wanted = cell.filter or filters[0]
+    if wanted not in filters:
+        raise UsageError(
+            f"{spec.path}: cell {cell.name!r}: {name!r} has no filter {wanted!r}"
+            f"{suggestion(wanted, filters)}\nIts filters: {', '.join(filters)}"
+        )
+    _ranks_upwards(spec, cell, found["higher_is_better"].get(name, {}))
+    by_place = {s["doc_id"]: s for s in logged if s["filter"] == wanted}
+    return [by_place[place] for place in places]
+
+
+def _ranks_upwards(spec: Spec, cell: Cell, directions: dict[str, bool]) -> None:
+    for metric in () if cell.source.data else cell.metrics:
+        if directions.get(metric) is False:
+            raise UsageError(
+                f"{spec.path}: cell {cell.name!r}: {metric} is better when lower\n"
+                "mtk ranks and averages scores of items that are better when higher"
+            )
+
+
+def requests(
+    spec: Spec, cell: Cell, task: Any, lm: Any, places: Sequence[int]
+) -> list[tuple[str, str]]:
+    """Prompt and right answer of each item, as the harness would ask for them."""
+    with quietly(), same_randomness():
+        if cell.num_fewshot is not None and task.get_config("num_fewshot") != 0:
+            task.set_config(key="num_fewshot", value=cell.num_fewshot)
+        task.set_fewshot_seed(seed=1234)  # that of simple_evaluate
+        task.build_all_requests(
+            samples=sorted(places),
+            apply_chat_template=spec.chat_template,
+            chat_template=lm.apply_chat_template if spec.chat_template else None,
+            fewshot_as_multiturn=True,
+        )
+    pairs: dict[int, tuple[str, str]] = {}
+    in_order = sorted(places)
+    for instance in task.instances:
+        pair = _right(task, instance)
+        if pair is not None:
+            pairs[in_order[instance.doc_id]] = pair
+    lost = [place for place in places if place not in pairs]
+    if lost:
+        raise UsageError(
+            f"{spec.path}: cell {cell.name!r}: item {lost[0]} has no right answer"
+        )
+    return [pairs[place] for place in places]
+
+
+def _right(task: Any, instance: Any) -> tuple[str, str] | None:
+    """Prompt and continuation of a request; None if it asks for a wrong answer."""
+    kind, target = task.OUTPUT_TYPE, task.doc_to_target(instance.doc)
+    if kind == "loglikelihood_rolling":
+        return "", instance.args[0]
+    if kind == "generate_until":
+        answer = target[0] if isinstance(target, list) else target
+        return instance.args[0], f"{task.config.target_delimiter}{answer}"
+    if kind == "loglikelihood":
+        return instance.args[0], instance.args[1]
+    if isinstance(target, list):
+        target = target[0]
+    if isinstance(target, str):
+        choices = task.doc_to_choice(instance.doc)
+        target = choices.index(target) if target in choices else -1
+    right: bool = instance.idx == (0 if task.multiple_input else target)
+    return (instance.args[0], instance.args[1]) if right else None
+
+
+def rows(file: Path, where: str) -> list[dict[str, Any]]:
+    """The items of a JSONL file: prompt, target, and choices for all or for none."""
+    found: list[dict[str, Any]] = []
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            place = f"{where}: {file}, line {number}"
+            if number > MOST_LINES:
+                raise UsageError(f"{place}: more than {MOST_LINES} lines")
+            found.append(_row(line, place))
+    if not found:
+        raise UsageError(f"{where}: {file} has no items")
+    if len({"choices" in row for row in found}) > 1:
+        raise UsageError(f"{where}: {file}: some items have choices and some have none")
+    return found
+
+
+def _row(line: str, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{place}: not JSON: {first_line(error)}") from error
+    texts = isinstance(row, dict) and all(
+        isinstance(row.get(key), str) for key in ("prompt", "target")
+    )
+    if not texts or not row["prompt"]:
+        raise UsageError(f"{place}: an item is a table with the texts prompt and target")
+    choices = row.get("choices")
+    if choices is None:
+        return {"prompt": row["prompt"], "target": row["target"]}
+    if not isinstance(choices, list) or row["target"] not in choices:
+        raise UsageError(f"{place}: target is none of the choices")
+    return {"prompt": row["prompt"], "target": row["target"], "choices": choices}
+
+
+def _own_task(cell: Cell, file: Path, where: str) -> dict[str, Any]:
+    """The configuration of a task of the harness that asks for a file's items."""
+    found = rows(file, where)
+
+    def dataset(**_: object) -> dict[str, Any]:
+        from datasets import Dataset
+
+        return {"test": Dataset.from_list(found)}
+
+    config: dict[str, Any] = {
+        "task": f"mtk_{cell.name}",
+        "custom_dataset": dataset,
+        "test_split": "test",
+        "doc_to_text": _prompt,
+        "doc_to_target": _target,
+        "target_delimiter": " ",
+        "num_fewshot": 0,
+    }
+    if "choices" in found[0]:
+        return config | {"output_type": "multiple_choice", "doc_to_choice": _choices}
+    stop = {"until": list(cell.until), "max_gen_toks": cell.max_new_tokens}
+    return config | {
+        "output_type": "generate_until",
+        "generation_kwargs": stop | {"do_sample": False},
+        # Only the text is used; mtk's own metrics score it.
+        "metric_list": [
+            {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
+        ],
+    }
+
+
+def _prompt(doc: dict[str, Any]) -> str:
+    return str(doc["prompt"])
+
+
+def _target(doc: dict[str, Any]) -> int | str:
+    if doc.get("choices"):
+        return int(doc["choices"].index(doc["target"]))
+    return str(doc["target"])
+
+
+def _choices(doc: dict[str, Any]) -> list[str]:
+    return list(doc["choices"])
+
+
+@contextlib.contextmanager
+def same_randomness() -> Iterator[None]:
+    """Give everybody's random state back: the harness seeds all generators."""
+    before, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(before)
+            np.random.set_state(arrays)  # noqa: NPY002
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without the harness's progress bars, and without advice for its command line."""
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextlib.contextmanager
+def network(*, allowed: bool) -> Iterator[None]:
+    """Read data sets from the local cache only, unless the user said otherwise."""
+    import datasets
+    import huggingface_hub.constants as hub
+
+    before = datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE
+    if not allowed:
+        datasets.config.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE = before

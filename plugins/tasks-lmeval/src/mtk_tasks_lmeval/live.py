@@ -1,0 +1,312 @@
+"""The live track of a file: its models, its items, and the harness's scores of them."""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mtk.errors import UsageError, first_line
+from mtk_tasks_lmeval import harness, tensors
+from mtk_tasks_lmeval.entries import HUB
+from mtk_tasks_lmeval.metrics import RANKING
+from mtk_tasks_lmeval.spec import Source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor, nn
+
+    from mtk_tasks_lmeval.spec import Cell, Spec
+
+# Numbers of items are the place in their source, and above that a hash of its name.
+_PLACES = 1 << 21
+_NAMES = 1 << 31  # together below 2^53, which JSON's readers keep exactly
+
+
+class FileTrack:
+    """One instance of a track from a file."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        *,
+        cache: Path,  # noqa: ARG002  nothing is made, so nothing is kept
+        seed: int,  # noqa: ARG002  the experts are given, not trained
+        options: Mapping[str, object],
+    ) -> None:
+        if options:
+            raise UsageError(f"{spec.path}: a track from a file has no options")
+        self._spec = spec
+        self._tasks: dict[tuple[str, str], Any] = {}
+        self._wrapped: tuple[weakref.ref[nn.Module], Any] | None = None
+        self._model: nn.Module | None = None
+
+    def missing(self) -> list[str]:
+        """Models that are not there, one phrase each."""
+        return [
+            f"{what}: {path}"
+            for what, path in self._models()
+            if not path.startswith(HUB) and not Path(path).exists()
+        ]
+
+    def prepare(self, report: Callable[[str, float], None]) -> dict[str, Any]:
+        """Find the models; those with a Hub address are downloaded, if need be.
+
+        Returns:
+            ``base``, ``experts`` in the order of the held-in cells, and ``multitask``,
+            which is None where the file names none.
+        """
+        absent = self.missing()
+        if absent:
+            raise UsageError(
+                f"{self._spec.path}: {len(absent)} models are missing, first:\n{absent[0]}"
+            )
+        found: dict[str, Path] = {}
+        models = self._models()
+        for number, (what, path) in enumerate(models):
+            report(what, number / len(models))
+            found[path] = self._local(path)
+        report("models found", 1.0)
+        spec = self._spec
+        return {
+            "base": found[spec.base],
+            "experts": [
+                found[cell.expert] for cell in spec.cells if cell.kind == "held_in"
+            ],
+            "multitask": found[spec.multitask] if spec.multitask else None,
+        }
+
+    def build(self, path: Path) -> nn.Module:
+        """The model at a path, by transformers' own classes; no code of its folder runs."""
+        from transformers import (
+            AutoConfig,
+            AutoModelForCausalLM,
+            AutoModelForSeq2SeqLM,
+        )
+
+        try:
+            config = AutoConfig.from_pretrained(path, local_files_only=True)
+            auto: Any = (
+                AutoModelForSeq2SeqLM
+                if config.is_encoder_decoder
+                else AutoModelForCausalLM
+            )
+            model: nn.Module = auto.from_pretrained(
+                path,
+                config=config,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=getattr(torch, self._spec.dtype),
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise UsageError(
+                f"{path} is no language model that transformers builds\n"
+                f"{first_line(error)}"
+            ) from error
+        return model.eval().requires_grad_(False)
+
+    def data(self, task: str, split: str) -> dict[str, Any]:
+        """The items of one cell.
+
+        Returns:
+            ``inputs``: ``place`` and ``part`` (n,), which name the items, and the tokens
+            of prompts and right answers (:func:`mtk_tasks_lmeval.tensors.encode`);
+            ``labels``: the right answers' texts; ``ids``: numbers of the items.
+        """
+        cell = self._spec.cell(task)
+        part, places = self._places(cell, split)
+        source = self._source(cell, part)
+        lm = self._lm(self._any_model())
+        pairs = harness.requests(
+            self._spec, cell, self._task(cell, part), lm, places
+        )
+        encoded = tensors.encode(lm, pairs)
+        first = _name_number(cell.items if not part else source.label) * _PLACES
+        return {
+            "inputs": {
+                "place": torch.tensor(places),
+                "part": torch.full((len(places),), part),
+                **encoded,
+            },
+            "labels": [answer.strip() for _, answer in pairs],
+            "ids": [first + place for place in places],
+        }
+
+    def outputs(
+        self,
+        model: nn.Module,
+        task: str,  # noqa: ARG002  all cells have the same form
+        inputs: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Logits at the tokens of the right answers, (n, t, vocabulary)."""
+        self._model = self._model or model
+        return tensors.outputs(model, inputs)
+
+    def mask(self, task: str, inputs: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
+        """Tokens of the right answers that are no padding, (n, t)."""
+        return inputs["counted"]
+
+    def targets(self, task: str, inputs: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
+        """The tokens of the right answers, (n, t)."""
+        return inputs["targets"]
+
+    def gram_mask(
+        self,
+        module_name: str,
+        task: str,  # noqa: ARG002
+        inputs: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Rows of a linear layer's input that are no padding, (n, T)."""
+        return tensors.gram_mask(self._any_model(), module_name, inputs)
+
+    def predict(
+        self, model: nn.Module, task: str, inputs: Mapping[str, Tensor]
+    ) -> list[Any]:
+        """Of each item the harness's scores; or, for a JSONL file, the answer's text."""
+        cell, lm = self._spec.cell(task), self._lm(model)
+        places, parts = inputs["place"].tolist(), inputs["part"].tolist()
+        found: dict[tuple[int, int], Any] = {}
+        for part in sorted(set(parts)):
+            of_part = [p for p, q in zip(places, parts, strict=True) if q == part]
+            logged = harness.samples(
+                self._spec, cell, lm, self._task(cell, part), sorted(set(of_part))
+            )
+            for sample in logged:
+                found[part, sample["doc_id"]] = (
+                    _answer(cell, sample)
+                    if cell.source.data
+                    else self._scores(cell, sample)
+                )
+        return [found[part, place] for part, place in zip(parts, places, strict=True)]
+
+    def _scores(self, cell: Cell, sample: Mapping[str, Any]) -> dict[str, float]:
+        """One item's scores by name, and the one that ranks."""
+        scores: dict[str, float] = {}
+        for name in cell.metrics:
+            value = sample.get(name)
+            if not isinstance(value, int | float) and not hasattr(value, "__float__"):
+                known = ", ".join(sample["metrics"])
+                what = "gives no number per item" if name in sample else "is unknown"
+                raise UsageError(
+                    f"{self._spec.path}: cell {cell.name!r}: {name!r} {what}\n"
+                    f"Metrics of {cell.source.task!r}: {known}"
+                )
+            scores[name] = float(value)  # type: ignore[arg-type]  checked above
+        return scores | {RANKING: scores[cell.metrics[0]]}
+
+    def _places(self, cell: Cell, split: str) -> tuple[int, list[int]]:
+        """Which source a split comes from (1 is that of validation), and which items."""
+        where = f"{self._spec.path}: cell {cell.name!r}"
+        if split == "train":
+            raise UsageError(f"{where}: a track from a file has no training items")
+        apart = isinstance(cell.validation, Source)
+        part = int(apart and split == "validation")
+        everything = range(self._count(cell, part))[: cell.limit]
+        if isinstance(cell.validation, Source):
+            return part, list(everything)
+        aside = _set_aside(cell, len(everything), cell.validation)
+        chosen = [p for p in everything if (p in aside) == (split == "validation")]
+        if not chosen:
+            raise UsageError(
+                f"{where}: no items for {split}, of {len(everything)} in all\n"
+                "Change validation, a share of the items, or give other items for it"
+            )
+        return part, chosen
+
+    def _count(self, cell: Cell, part: int) -> int:
+        return harness.count(self._task(cell, part))
+
+    def _source(self, cell: Cell, part: int) -> Source:
+        if part and isinstance(cell.validation, Source):
+            return cell.validation
+        return cell.source
+
+    def _task(self, cell: Cell, part: int) -> Any:
+        source = self._source(cell, part)
+        key = cell.name, source.label
+        if key not in self._tasks:
+            self._tasks[key] = harness.load_task(self._spec, cell, source)
+        return self._tasks[key]
+
+    def _models(self) -> list[tuple[str, str]]:
+        """All models of the file: what each is for, and its path or address."""
+        spec = self._spec
+        experts = [
+            (f"expert of {cell.name}", cell.expert)
+            for cell in spec.cells
+            if cell.kind == "held_in"
+        ]
+        more = [
+            (what, path)
+            for what, path in (
+                ("multitask", spec.multitask),
+                ("tokenizer", spec.tokenizer),
+            )
+            if path
+        ]
+        return [("base", spec.base), *experts, *more]
+
+    def _local(self, path: str) -> Path:
+        from mtk.opening import locate
+
+        return locate(path, str(self._spec.path))[0]
+
+    def _any_model(self) -> nn.Module:
+        """A model of the track's class; prompts and names need one, not its weights."""
+        if self._model is None:
+            self._model = self.build(self._local(self._spec.base))
+        return self._model
+
+    def _lm(self, model: nn.Module) -> Any:
+        """The harness's wrapper, kept as long as the same model is asked."""
+        self._model = model
+        if self._wrapped is None or self._wrapped[0]() is not model:
+            folder = self._local(self._spec.tokenizer or self._spec.base)
+            wrapped = harness.wrap(self._spec, model, _tokenizer(folder))
+            self._wrapped = weakref.ref(model), wrapped
+        return self._wrapped[1]
+
+
+def _answer(cell: Cell, sample: Mapping[str, Any]) -> str:
+    """The text that a model gave, or the choice that it finds likeliest."""
+    choices: Sequence[str] | None = sample["doc"].get("choices")
+    if not choices:
+        return str(sample["filtered_resps"][0]).strip()
+    likelihoods = [float(answer[0]) for answer in sample["filtered_resps"]]
+    if cell.normalise:
+        lengths = [max(len(choice), 1) for choice in choices]
+        likelihoods = [x / n for x, n in zip(likelihoods, lengths, strict=True)]
+    return choices[max(range(len(choices)), key=likelihoods.__getitem__)].strip()
+
+
+def _set_aside(cell: Cell, total: int, share: float) -> frozenset[int]:
+    """Places of the validation items: the same in all cells that share their items."""
+    order = sorted(
+        range(total),
+        key=lambda place: hashlib.sha256(f"{cell.items}\0{place}".encode()).digest(),
+    )
+    least = 1 if share else 0
+    return frozenset(order[: max(round(share * total), least)])
+
+
+@lru_cache(maxsize=256)
+def _name_number(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % _NAMES
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"{folder} has no tokenizer that transformers reads\n"
+            "Name a folder that has one: tokenizer = 'PATH'"
+        ) from error
