@@ -49,6 +49,7 @@ def test_contradictions_are_refused(changes: dict[str, object]) -> None:
         {"experts": (3, 2)},
         {"statistics": ("nope",)},
         {"split": "test"},
+        {"outputs": ("pictures",)},
     ],
 )
 def test_impossible_needs_are_refused(changes: dict[str, object]) -> None:
@@ -88,6 +89,32 @@ def test_a_track_knows_its_two_kinds_of_cells() -> None:
         mtk.Track(
             name="t", target="", summary="", setting="", version="1", tasks=tasks[1:]
         )
+
+
+def test_cells_of_base_ability_are_neither_held_in_nor_unseen() -> None:
+    able = mtk.Task(name="c", held_in=False, ability=True)
+    tasks = (mtk.Task(name="a", held_in=True), able)
+    track = mtk.Track(
+        name="t", target="a:b", summary="", setting="", version="1", tasks=tasks
+    )
+    assert track.abilities == (able,)
+    assert track.generalization == ()
+    with pytest.raises(DeclarationError, match="ability"):
+        mtk.Task(name="c", held_in=True, ability=True)
+    with pytest.raises(DeclarationError, match="twice"):
+        mtk.Task(name="c", held_in=True, metrics=("a", "a"))
+    with pytest.raises(DeclarationError, match="output"):
+        mtk.Track(
+            name="t",
+            target="",
+            summary="",
+            setting="",
+            version="1",
+            tasks=tasks,
+            output="pictures",
+        )
+    with pytest.raises(DeclarationError, match="kind"):
+        mtk.Metric(name="m", target="a:b", summary="", kind="pair")
 
 
 def test_every_declaration_is_frozen() -> None:

@@ -111,7 +111,9 @@ def test_fisher_of_sequences_is_of_the_mean_over_places_that_count(
         "fisher", words, weights(words), estimator=estimator, tell=said.append
     )
     same(got, plain_fisher(words, likelihood))
-    assert any("sampled, not exact" in text for text in said) == (estimator == "exact")
+    assert any("sampled targets, not exact" in text for text in said) == (
+        estimator == "exact"
+    )
     assert not any("one example at a time" in text for text in said)
 
 
@@ -325,7 +327,7 @@ def test_sequences_run_through_the_protocol(found) -> None:
     assert "learn" in table
     notes = table["weighted"].notes
     assert notes == [
-        "fisher: targets are sampled, not exact, because outputs are sequences"
+        "Fisher of sampled targets, not exact, because outputs are sequences"
     ]
     missing = table["weighted"].without_statistic
     assert {"embed.weight", "kind.weight", "mix.bias"} <= set(missing["gram"])
@@ -400,6 +402,24 @@ def test_random_deltas_keep_to_the_tensors_that_adapters_change(
         if not torch.equal(session.base.read(name), session.experts[0].read(name))
     ]
     assert changed == ["hidden.weight"]
+
+
+def test_the_running_model_says_what_is_a_linear_layer() -> None:
+    from mtk.checkpoint import StateDict
+    from mtk.described import described
+
+    model = Words()
+    source = StateDict(model.state_dict(), "words")
+    assert source.info("kind.weight").role == "linear"  # by its name
+    seen = described(source, model)
+    assert seen.info("kind.weight").role == "embedding"
+    assert (seen.info("mix.weight").role, seen.info("mix.bias").role) == (
+        "linear",
+        "bias",
+    )
+    assert torch.equal(seen.read("kind.weight"), model.kind.weight)
+    plain = StateDict(Noise().state_dict(), "noise")
+    assert described(plain, Noise()) is plain
 
 
 def test_sheets_lie_beside_their_records(found) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,6 +41,22 @@ TRACK = mtk.Track(
 )
 def test_refusals_come_from_declarations_alone(needs, says) -> None:
     reason = refusal(method(needs=needs), TRACK, "full")
+    assert reason is None if says is None else says in reason
+
+
+@pytest.mark.parametrize(
+    ("output", "needs", "says"),
+    [
+        ("gaussian", mtk.Needs(statistics=("fisher", "gram")), None),
+        ("gaussian", mtk.Needs(outputs=("categorical",)), "categorical outputs"),
+        ("gaussian", mtk.Needs(outputs=("categorical", "gaussian")), None),
+        ("none", mtk.Needs(), None),
+        ("none", mtk.Needs(statistics=("gram",)), "no outputs"),
+        ("none", mtk.Needs(outputs=("gaussian",)), "are none"),
+    ],
+)
+def test_what_a_track_does_not_give_is_a_refusal(output, needs, says) -> None:
+    reason = refusal(method(needs=needs), replace(TRACK, output=output), "lora")
     assert reason is None if says is None else says in reason
 
 

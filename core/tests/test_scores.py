@@ -157,3 +157,51 @@ def test_facts_speak_of_the_order_of_methods() -> None:
     assert found["stability_held_in"] == pytest.approx(1)
     assert scores.facts(records[:2], TRACK) == {}
     assert scores.rows([], TRACK) == []
+
+
+ABLE = mtk.Track(
+    name="t",
+    target="a:b",
+    summary="",
+    setting="",
+    version="1",
+    tasks=(*TRACK.tasks, mtk.Task(name="b", held_in=False, ability=True)),
+)
+
+
+def test_ability_is_a_mean_of_its_own_with_draws_of_its_own() -> None:
+    rates = {"h1": 0.4, "h2": 0.9, "g1": 0.3}
+    (plain,) = scores.rows([record("a", rates)], TRACK)
+    (row,) = scores.rows([record("a", rates | {"b": 0.5})], ABLE)
+    assert row.ability == 0.5
+    assert row.ability_interval == pytest.approx(1.96 * (0.25 / 200) ** 0.5, rel=0.1)
+    assert plain.ability is None
+    # Its items are others: nothing else in the row moves.
+    for name in ("held_in", "held_in_interval", "generalization_interval", "worst"):
+        assert getattr(row, name) == getattr(plain, name)
+    assert [task.name for task in ABLE.abilities] == ["b"]
+    assert [task.name for task in ABLE.generalization] == ["g1"]
+
+
+def test_errors_of_set_metrics_add_up_over_cells_and_seeds() -> None:
+    def one(seed, *cells):
+        found = record("a", {"h1": 0.5, "h2": 0.5}, seed=seed)
+        for task, (value, error) in zip(("h1", "h2"), cells, strict=True):
+            found["metrics"][task]["kid"] = {"value": value, "error": error}
+        return found
+
+    from dataclasses import replace
+
+    tasks = tuple(replace(t, metrics=("accuracy", "kid")) for t in TRACK.tasks)
+    track = replace(TRACK, tasks=tasks)
+    (row,) = scores.rows([one(0, (1.0, 0.3), (3.0, 0.4))], track)
+    part = row.metrics["kid"]["held_in"]
+    assert (part.mean, part.tasks) == (2.0, {"h1": 1.0, "h2": 3.0})
+    assert part.interval == pytest.approx(1.96 * 0.25)
+    assert "generalization" not in row.metrics["kid"]
+    both = [one(0, (1.0, 0.3), (3.0, 0.4)), one(1, (2.0, 0.3), (4.0, 0.4))]
+    (row,) = scores.rows(both, track)
+    part = row.metrics["kid"]["held_in"]
+    assert part.mean == 2.5
+    # The seeds' means are 2 and 3: variance 1/2, of their mean 1/4.
+    assert part.interval == pytest.approx(1.96 * (0.25**2 + 0.25) ** 0.5)

@@ -35,6 +35,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "list-tasks": "Tracks and their cells.",
         "list-adapters": "Kinds of checkpoints that can be opened.",
         "list-metrics": "Metrics.",
+        "tracks": "Tracks, and whether they can run here.",
         "plugins": "Where all of them come from, and what is wrong with any.",
         "show": "Everything that is declared under a name.",
     },

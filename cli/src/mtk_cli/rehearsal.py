@@ -64,11 +64,13 @@ def _facts(plan: Plan) -> dict[str, Any]:
 
 def _costs(plan: Plan, workers: int | None) -> dict[str, Any]:
     from mtk.estimates import expected_bytes, expected_seconds
+    from mtk.memory import expected_memory
     from mtk.shards import size_of
 
     jobs = [part.job for part in (*plan.stages, *plan.parts)]
     return {
         "reads": sum(expected_bytes(job) for job in jobs),
+        "memory": max(expected_memory(job, workers) for job in jobs),
         "disk": sum(size_of(info) for info in plan.infos().values()),
         "seconds": sum(expected_seconds(job, workers) for job in jobs),
     }

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 # Longer lines of an error are cut: names in files have no limit.
 LONGEST = 1000
-
-
 SCHEMA = 1
 # Wide enough that nothing is cut when the output is piped.
 PIPE_WIDTH = 10_000

@@ -104,7 +104,7 @@ def _possible(
         )
     if estimator == "exact" and (gaussian or outputs.ndim > 2):
         what = "gaussian" if gaussian else "sequences"
-        say(f"fisher: targets are sampled, not exact, because outputs are {what}")
+        say(f"Fisher of sampled targets, not exact, because outputs are {what}")
         return "sampled"
     return estimator
 
@@ -161,8 +161,8 @@ class _Squares:
             except Exception as error:  # a real error comes back in the loop
                 self._looped = True
                 self._say(
-                    "fisher: one example at a time, because vmap fails: "
-                    f"{first_line(error)[:120]}"
+                    "Fisher one example at a time, because vmap fails "
+                    f"({type(error).__name__}: {first_line(error)[:80]} ...)"
                 )
         return self._one_by_one(weights, p, items)
 

@@ -152,7 +152,7 @@ def locate(model: str, label: str, *, hub: bool = False) -> tuple[Path, str]:
     from mtk.folders import check_manifest, is_partial
 
     path = Path(model)
-    if path.exists():
+    if _exists(path):
         if path.is_dir() or is_partial(path):
             check_manifest(path if path.is_dir() else path.parent)
         return path, ""
@@ -163,6 +163,13 @@ def locate(model: str, label: str, *, hub: bool = False) -> tuple[Path, str]:
         check_manifest(fetched.path)
         return fetched.path, fetched.origin
     raise CheckpointError(f"{label}: no such file or folder: {model}{hint(model)}")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long
+        return False
 
 
 def open_model(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mtk import scoring
-from mtk.checkpoint import SafetensorsCheckpoint, StateDict
+from mtk.checkpoint import StateDict
+from mtk.collecting import Collected, kept
+from mtk.described import described
 from mtk.errors import CheckpointError
 from mtk.job import Job, takes
 from mtk.live import LiveTask, put_weights
@@ -35,18 +33,7 @@ if TYPE_CHECKING:
 
     Scored = dict[str, dict[str, Score]]  # task -> metric -> score
 
-# Part of what names a stored statistic; raise it when the code gives other numbers.
-_STATISTICS = "2"
 _PNG = b"\x89PNG\r\n\x1a\n"
-
-
-@dataclass(slots=True)
-class Collected:
-    """Statistics of all experts, what they cost, and what was done otherwise than asked."""
-
-    files: dict[str, list[Checkpoint]] = field(default_factory=dict)
-    seconds: float = 0.0
-    notes: list[str] = field(default_factory=list)
 
 
 class Session:
@@ -84,6 +71,9 @@ class Session:
         build = getattr(self._live, "build", None) or self._whole.build
         module: nn.Module = build(Path(paths["base"]))
         self.module = module.eval().requires_grad_(False)
+        self.base, *self.experts = (
+            described(source, self.module) for source in (self.base, *self.experts)
+        )
         self._data: dict[tuple[str, str], Any] = {}
 
     def open(self, path: Path) -> Checkpoint:
@@ -220,16 +210,13 @@ class Session:
         result = Collected()
         for name in method.needs.statistics:
             labelled = given.get("estimator") == "empirical"
-            tasks = self.live_tasks(method.needs.split, labelled=labelled)
-            result.files[name] = []
-            for index, task in enumerate(tasks):
-                opened, cost = self._statistic(
-                    name, index, task, method.needs.split, given
+            for index, task in enumerate(
+                self.live_tasks(method.needs.split, labelled=labelled)
+            ):
+                result.add(
+                    name,
+                    *self._statistic(name, index, task, method.needs.split, given),
                 )
-                result.files[name].append(opened)
-                result.seconds += float(cost["seconds"])
-                fresh = [note for note in cost["notes"] if note not in result.notes]
-                result.notes += fresh
         return result
 
     def _statistic(
@@ -240,53 +227,31 @@ class Session:
         split: str,
         given: Mapping[str, Any],
     ) -> tuple[Checkpoint, Mapping[str, Any]]:
-        from safetensors.torch import save
-
-        from mtk.files import replace_file
-
-        relevant = {
+        params = {
             k: v for k, v in given.items() if name == "fisher" or k != "estimator"
         }
-        expert_hash = self.found["hashes"]["experts"][index]
-        identity = [
-            _STATISTICS,
-            self._options,
-            self.found["hashes"]["base"],
-            name,
-            expert_hash,
-            task.name,
-            split,
-            self.seed,
-            self.track.version,
-            relevant,
-        ]
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[
-            :24
-        ]
-        folder = self._cache / "statistics"
-        folder.mkdir(parents=True, exist_ok=True)
-        path, cost = folder / f"{name}-{key}.safetensors", folder / f"{name}-{key}.json"
-        label = f"{name} of expert {index}"
-        try:
-            known = json.loads(cost.read_text())
-            return SafetensorsCheckpoint([path], label), known
-        except (CheckpointError, OSError, ValueError):
-            pass
-        notes: list[str] = []
-        start = time.perf_counter()
-        expert = self.experts[index]
-        tensors = {
-            n: expert.read(n)
-            for n in expert.names()
-            if takes(self.track.merge, expert.info(n))
+        expert, hashes = self.experts[index], self.found["hashes"]
+        identity = {
+            "base": hashes["base"],
+            "expert": hashes["experts"][index],
+            "track": [self.track.name, self.track.version, self._options],
+            "merge": self.track.merge,
+            "task": task.name,
+            "split": split,
+            "seed": self.seed,
+            "params": params,
         }
-        values = collect(
-            name, task, tensors, seed=self.seed, tell=notes.append, **relevant
-        )
-        spent = {"seconds": time.perf_counter() - start, "notes": notes}
-        replace_file(path, [save(values)])
-        replace_file(cost, [json.dumps(spent).encode()])
-        return StateDict(values, label), spent
+
+        def make(tell: Callable[[str], None]) -> dict[str, Tensor]:
+            tensors = {
+                n: expert.read(n)
+                for n in expert.names()
+                if takes(self.track.merge, expert.info(n))
+            }
+            return collect(name, task, tensors, seed=self.seed, tell=tell, **params)
+
+        folder, label = self._cache / "statistics", f"{name} of expert {index}"
+        return kept(folder, name, identity, label, make)
 
     def random_experts(self) -> list[Checkpoint]:
         """Experts whose task vectors are random, with the true norm of every tensor.
@@ -311,7 +276,8 @@ class Session:
                 )
                 noise *= delta.norm() / noise.norm().clamp_min(1e-12)
                 state[name] = (base.float() + noise).to(value.dtype)
-            result.append(StateDict(state, f"random expert {index}"))
+            label = f"random expert {index}"
+            result.append(described(StateDict(state, label), self.module))
         return result
 
     def job(

@@ -137,7 +137,7 @@ def test_ranking_takes_the_option_of_least_loss(
         losses = []
         for option in options:
             said = tokens.encode([option])
-            logits = decoding.logits(base, source, said)[0]
+            logits = decoding.logits(base, source, said)[0].detach()
             losses.append(
                 float(functional.cross_entropy(logits, said[0], reduction="sum"))
             )
@@ -240,8 +240,9 @@ def test_one_step_of_training_is_adamw_on_the_librarys_loss(base: Any) -> None:
 def test_interrupted_pretraining_goes_on_as_if_nothing_had_happened(
     tmp_path: Path,
 ) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
     whole = make_base.first_stage(tmp_path / "a", QUICK)
-    (tmp_path / "b").mkdir()
 
     class Killed(Exception):
         pass

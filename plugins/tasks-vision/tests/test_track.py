@@ -287,3 +287,20 @@ def test_wrong_options_are_refused(tmp_path: Path) -> None:
         track(tmp_path, scope="group")
     with pytest.raises(ValueError, match="no split"):
         track(tmp_path).data("plain-low", "pretrain")
+
+
+def test_printed_digits_are_the_bases_ability(tmp_path: Path) -> None:
+    instance, base = track(tmp_path), model.load(ASSET)
+    parts = {split: instance.data("printed", split) for split in cells.SPLITS}
+    test = parts["test"]
+    assert torch.equal(test["inputs"], instance.data("printed", "test")["inputs"])
+    assert not torch.equal(test["inputs"], parts["validation"]["inputs"])
+    assert test["labels"].bincount().tolist() == [30] * 10
+    assert len(test["ids"]) == len(test["inputs"]) == 300
+    # In every style five of each digit, drawn once.
+    assert len(np.unique(test["inputs"].numpy(), axis=0)) == 300
+    predicted = torch.tensor(instance.predict(base, "printed", test["inputs"]))
+    assert (predicted == test["labels"]).float().mean() > 0.9
+    assert instance.classes("printed") == tuple(range(10))
+    with pytest.raises(ValueError, match="split"):
+        instance.data("printed", "pretrain")

@@ -121,22 +121,27 @@ def command(
         "options": _options(options),
         **more,
     }
-    results, codes = [], []
+    documents, codes, errors = [], [], []
     for name in tracks:
-        result = _run(name, request, quiet, verbose, alone=track is not None)
-        if result is None:
-            codes.append(ExitCode.FAILED)
+        try:
+            result = _run(name, request, quiet, verbose, alone=track is not None)
+        except MtkError as error:  # of this track; others may do
+            errors.append((name, error))
             continue
         codes.append(_exit_code(result, methods))
         if as_json:
-            results.append(outcome.as_json(result))
+            documents.append(outcome.as_json(result))
             continue
-        if results:
+        if len(codes) > 1:
             render.line()
         outcome.write(result, more["results"], plan=more["dry_run"], verbose=verbose)
-        results.append({})
+    if not codes:
+        raise errors[0][1]
+    for name, failure in errors:
+        render.error(f"{name}: {failure}")
+        codes.append(ExitCode.FAILED)
     if as_json:
-        render.json_text(results[0] if track else {"tracks": results})
+        render.json_text(documents[0] if track else {"tracks": documents})
     return _joint(codes)
 
 
@@ -154,8 +159,8 @@ def _embedded() -> list[str]:
 
 def _run(
     track: str, request: dict[str, Any], quiet: bool, verbose: bool, *, alone: bool
-) -> Bench | None:
-    """One benchmark; None where a track fails and others are still to be run."""
+) -> Bench:
+    """One benchmark; its messages name the track if there are others."""
     from mtk_cli.progress import Reporter
 
     with Reporter(quiet=quiet or request["dry_run"], verbose=verbose) as reporter:
@@ -166,15 +171,7 @@ def _run(
         report("starting")
         import mtk
 
-        try:
-            return mtk.bench(track=track, report=report, **request)
-        except UsageError:
-            raise
-        except MtkError as error:
-            if alone:
-                raise
-            render.error(f"{track}: {error}")
-            return None
+        return mtk.bench(track=track, report=report, **request)
 
 
 def _joint(codes: Sequence[ExitCode]) -> ExitCode:

@@ -136,7 +136,8 @@ def command(
     output appears when it is complete, or not at all. Config, tokenizer and all tensors
     that no --only pattern fits come from the base, or else from the first expert.
     """
-    target = _target(recipe, out, output, dry_run=dry_run)
+    asked = (method, given["experts"])
+    target = _target(recipe, out, output, asked=asked, dry_run=dry_run)
     if push is not None:
         _check_push(push, target)
     request: dict[str, Any] = {key: value for key, value in given.items() if value}
@@ -201,8 +202,20 @@ def _from_options(
 
 
 def _target(
-    recipe: Path | None, out: Path | None, output: Path | None, *, dry_run: bool
+    recipe: Path | None,
+    out: Path | None,
+    output: Path | None,
+    *,
+    asked: tuple[str | None, Sequence[str]],
+    dry_run: bool,
 ) -> Path | None:
+    method, experts = asked
+    if recipe is None and method is not None and not experts:
+        raise UsageError("nothing to merge: give --expert MODEL once for each model")
+    if method is not None and recipe is not None and out is None and output is None:
+        raise UsageError(
+            f"say where to write with -o {recipe}; a lone path is a recipe"
+        )
     if out is not None and output is not None:
         raise UsageError(f"two outputs are given: {out} and {output}")
     target = out or output

@@ -118,10 +118,11 @@ def ceiling(judge: Judge, split: str = "test") -> dict[str, dict[str, float]]:
 
 def save(judge: Judge, folder: Path) -> None:
     """Write the weights of a judge."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save as encoded
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(judge.state_dict(), str(folder / WEIGHTS_NAME), metadata={"format": "pt"})
+    content = encoded(judge.state_dict(), metadata={"format": "pt"})
+    (folder / WEIGHTS_NAME).write_bytes(content)
 
 
 def load(folder: Path) -> Judge:

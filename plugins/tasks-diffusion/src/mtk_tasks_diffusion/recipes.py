@@ -53,9 +53,9 @@ class Regime:
     pretrain_batch: int = 128
     wrong: float = 0.6
     blank: float = 0.1
-    steps: int = 80
-    rate: float = 5e-3
-    multitask_steps: int = 240
+    steps: int = 60
+    rate: float = 1e-2
+    multitask_steps: int = 180
     batch: int = 48
     rank: int = 8
 

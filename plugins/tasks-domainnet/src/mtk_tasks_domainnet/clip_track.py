@@ -81,9 +81,9 @@ class DomainNetClip:
     def missing(self) -> list[str]:
         """What this machine lacks, one phrase each."""
         root = home.known_root(self.cache)
-        if root is None:
-            return [f"run mtk tracks prepare {NAME} --root DIR"]
-        return [p["todo"] for p in self._parts(root, quick=True) if not p["there"]]
+        return home.lacking(
+            self._parts(root, quick=True) if root is not None else None, NAME
+        )
 
     def parts(self, root: Path) -> list[Part]:
         """Everything that must be there, in the order in which it is to be got."""
@@ -213,6 +213,7 @@ class DomainNetClip:
             home.model_part(
                 self.place(root, name),
                 name,
+                kind=MULTITASK if name == MULTITASK else "expert",
                 ready=all(p["there"] for p in home.needed(found, self.grid, name)),
                 steps=self._regime(name).steps,
             )

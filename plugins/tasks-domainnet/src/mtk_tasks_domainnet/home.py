@@ -92,6 +92,16 @@ def need_all(parts: Sequence[Part], track: str, root: Path) -> None:
         )
 
 
+def lacking(parts: Sequence[Part] | None, track: str) -> list[str]:
+    """What is missing in a few phrases; ``None`` where no root is known."""
+    if parts is None:
+        return [f"data and models of yours: mtk tracks prepare {track} --root DIR"]
+    todo = [p["todo"] for p in parts if not p["there"]]
+    if len(todo) < _SHOWN:
+        return todo
+    return [todo[0], f"{len(todo) - 1} more, as mtk tracks prepare {track} says"]
+
+
 def files(name: str, folder: Path, wanted: Iterable[str], source: str) -> Part:
     """Weights: a folder with some files."""
     lost = [file for file in wanted if not (folder / file).is_file()]
@@ -111,7 +121,7 @@ def data_parts(root: Path, grid: Grid, *, quick: bool = False) -> list[Part]:
     found += [
         _images(root, domain, quick=quick or not whole) for domain in grid.domains
     ]
-    if all(p["there"] for p in found[:2]):
+    if not quick and all(p["there"] for p in found[:2]):
         try:
             lists.check_classes(root, grid, groups.read(root, grid))
         except UsageError as error:
@@ -228,11 +238,26 @@ def one_file(source: Path, usual: str) -> Path:
     return found[0]
 
 
-def model_part(folder: Path, name: str, *, ready: bool, steps: int) -> Part:
-    """An expert or the multitask model: finished, begun or not."""
+def packages(names: Sequence[str], extra: str) -> Part:
+    """Libraries that an extra of this distribution brings."""
+    from importlib.util import find_spec
+
+    lost = [name for name in names if find_spec(name) is None]
+    return part(
+        "package",
+        "package",
+        there=not lost,
+        note="installed" if not lost else f"{', '.join(lost)} not installed",
+        todo=f'pip install "mtk-tasks-domainnet[{extra}]"',
+    )
+
+
+def model_part(
+    folder: Path, name: str, *, kind: str, ready: bool, steps: int = 0
+) -> Part:
+    """An expert, the multitask model or a judge: finished, begun or not."""
     from mtk_tasks_domainnet import fitting
 
-    kind = MULTITASK if name == MULTITASK else "expert"
     if whole(folder):
         return part(name, kind, there=True, note="there")
     done = (

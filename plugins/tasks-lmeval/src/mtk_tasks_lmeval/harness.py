@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lm_eval import simple_evaluate
+from lm_eval.defaults import DEFAULT_OTHER_SEED
+from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
@@ -111,16 +112,17 @@ def samples(
         places: numbers of items; each once.
     """
     name = task.task_name
-    with quietly(), same_randomness(), network(allowed=spec.download):
-        found = simple_evaluate(
-            model=lm,
-            tasks=[task],
+    # simple_evaluate does the same, and asks the system about itself for seconds.
+    with same_randomness(), quietly(), network(allowed=spec.download):
+        _configure(cell, task)
+        found = evaluate(
+            lm=lm,
+            task_dict={"tasks": {name: task}},
             # In ascending order, or the harness gives the items each other's numbers.
             samples={name: sorted(places)},
-            num_fewshot=cell.num_fewshot,
             apply_chat_template=spec.chat_template,
+            fewshot_as_multiturn=True,
             bootstrap_iters=0,
-            task_manager=TaskManager(include_defaults=False),
         )
     assert found is not None
     logged = found["samples"][name]
@@ -145,14 +147,20 @@ def _ranks_upwards(spec: Spec, cell: Cell, directions: dict[str, bool]) -> None:
             )
 
 
+def _configure(cell: Cell, task: Any) -> None:
+    """Few-shot examples as ``simple_evaluate`` sets them, from the start of its draws."""
+    given = task.get_config("num_fewshot")
+    if given is None or (cell.num_fewshot is not None and given != 0):
+        task.set_config(key="num_fewshot", value=cell.num_fewshot or 0)
+    task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+
+
 def requests(
     spec: Spec, cell: Cell, task: Any, lm: Any, places: Sequence[int]
 ) -> list[tuple[str, str]]:
     """Prompt and right answer of each item, as the harness would ask for them."""
-    with quietly(), same_randomness():
-        if cell.num_fewshot is not None and task.get_config("num_fewshot") != 0:
-            task.set_config(key="num_fewshot", value=cell.num_fewshot)
-        task.set_fewshot_seed(seed=1234)  # that of simple_evaluate
+    with same_randomness(), quietly():
+        _configure(cell, task)
         task.build_all_requests(
             samples=sorted(places),
             apply_chat_template=spec.chat_template,

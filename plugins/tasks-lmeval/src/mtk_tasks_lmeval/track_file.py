@@ -10,12 +10,12 @@ import hashlib
 import json
 import tomllib
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mtk
 from mtk.errors import DeclarationError, UsageError, first_line
+from mtk.loading import resolve
 from mtk_tasks_lmeval.entries import read_spec
 from mtk_tasks_lmeval.metrics import metric_name
 from mtk_tasks_lmeval.spec import Source
@@ -38,8 +38,8 @@ class Target:
 
     def __call__(self, *, cache: Path, seed: int, options: Mapping[str, object]) -> Any:
         """The live track; the harness is imported only now."""
-        live = import_module("mtk_tasks_lmeval.live")
-        return live.FileTrack(self.spec, cache=cache, seed=seed, options=options)
+        live = resolve("mtk_tasks_lmeval.live:FileTrack")
+        return live(self.spec, cache=cache, seed=seed, options=options)
 
 
 def load_track(path: Path | str) -> tuple[mtk.Track, Target]:

@@ -42,6 +42,11 @@ def make(folder: Path, work: Path, regime: recipes.Regime = recipes.REGIME) -> N
     work.mkdir(parents=True, exist_ok=True)
     network = first_stage(work, regime)
     recipes.pretrain_faintly(network, SEED, regime, _say(regime.faint_steps))
+    write(network, folder, regime)
+
+
+def write(network: nn.Module, folder: Path, regime: recipes.Regime) -> None:
+    """Write the weights in half precision, and where they come from."""
     model.save(network, folder, torch.float16)
     facts: dict[str, object] = {
         "script": "python -m mtk_tasks_text.make_base",

@@ -1,0 +1,339 @@
+"""The track ``crosslingual-mt5``: five tasks in five languages, with mT5."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtk.errors import CheckpointError, UsageError
+from mtk_tasks_crosslingual import home, metrics
+from mtk_tasks_crosslingual.cells import (
+    ABILITY,
+    HELD_IN,
+    MULTITASK,
+    RANKED,
+    SPLITS,
+    Cuts,
+    parse,
+)
+from mtk_tasks_crosslingual.sets import Example, examples
+from mtk_tasks_crosslingual.templates import ANSWERS, TEMPLATES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from torch import Tensor, nn
+
+    from mtk_tasks_crosslingual.fitting import Progress, Regime
+
+    Report = Callable[[str, float], None]
+    Batch = Mapping[str, Tensor]
+
+VERSION = "1"
+_SPREAD = 1000  # expert of seed s: the protocol's seed plus this times s
+
+
+class CrosslingualMt5:
+    """One instance of the track; see `mtk.tracks.LiveTrack` and ``mtk tracks prepare``."""
+
+    def __init__(
+        self,
+        *,
+        cache: Path,
+        seed: int,
+        options: Mapping[str, object],
+        cuts: Cuts | None = None,
+        regime: Regime | None = None,
+    ) -> None:
+        """Check the options; nothing is read yet.
+
+        Args:
+            cache: folder where the root is noted.
+            seed: of the experts' training.
+            options: ``normalise``.
+            cuts: where splits end, for smaller copies of the data.
+            regime: of all training, other than the protocol's.
+        """
+        unknown = set(options) - {"normalise"}
+        if unknown:
+            raise UsageError(f"{home.NAME} has no option {min(unknown)!r}")
+        self.cache, self.seed = Path(cache), seed
+        self.normalise = bool(options.get("normalise", False))
+        self._cuts, self._given = cuts or Cuts(), regime
+
+    def prepare(self, report: Report) -> dict[str, Any]:
+        """The models, which ``mtk tracks prepare`` has made or imported."""
+        root = home.need_root(self.cache)
+        home.need_all(self.parts(root), root)
+        report("models ready", 1.0)
+        return {
+            "base": root / home.BASE,
+            "experts": [self.place(root, cell) for cell in HELD_IN],
+            "multitask": self.place(root, MULTITASK),
+        }
+
+    def missing(self) -> list[str]:
+        """What this machine lacks, one phrase each."""
+        root = home.known_root(self.cache)
+        return home.lacking(None if root is None else self.parts(root))
+
+    def parts(self, root: Path) -> list[home.Part]:
+        """Everything that must be there, in the order in which it is to be got."""
+        return home.parts(root, self.place(root, ""), self._regime.steps)
+
+    def fetch(self, root: Path, name: str, report: Report) -> None:
+        """Download one file of a data set; the model has no address to fetch it from."""
+        from mtk_tasks_crosslingual import download
+
+        if name == home.BASE:
+            raise UsageError(
+                "mT5-xl-lm-adapt was published in JAX, and no converted copy is known\n"
+                f"Convert it, and put it into {root / home.BASE}"
+            )
+        download.fetch(root, name, report)
+
+    def make(
+        self, root: Path, name: str, report: Report, *, device: str = "cpu"
+    ) -> None:
+        """Train an expert or the multitask model, or go on with it."""
+        from mtk_tasks_crosslingual import fitting, model
+
+        cells = HELD_IN if name == MULTITASK else (name,)
+        tokenizer = model.tokenizer_of(root / home.BASE)
+        pairs = [pair for cell in cells for pair in self._pairs(root, cell)]
+        module = model.load(root / home.BASE).to(device)
+        folder = self.place(root, name)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+
+        def loss(items: Sequence[int]) -> Tensor:
+            prompts, answers = zip(*(pairs[item] for item in items), strict=True)
+            batch = model.encode(tokenizer, prompts, answers)
+            return model.loss(module, {n: t.to(device) for n, t in batch.items()})
+
+        progress = fitting.fit(
+            module,
+            count=len(pairs),
+            loss=loss,
+            score=self._scorer(root, cells, module, tokenizer, device),
+            regime=self._regime,
+            state=home.training_state(folder),
+            report=lambda text, share: report(f"{name}: {text}", share),
+        )
+        self._save(root, name, module, progress)
+
+    def adopt(self, root: Path, name: str, source: Path) -> None:
+        """Import an expert: a folder whose tensors are those of the base, copied."""
+        from mtk_tasks_crosslingual import model
+
+        if name not in (*HELD_IN, MULTITASK):
+            raise UsageError(f"{home.NAME} has no expert {name!r}")
+        if not source.is_dir():
+            raise UsageError(f"{source} is no folder of transformers")
+        _check_same(source, root / home.BASE)
+        self._save(root, name, model.load(source), None, imported=str(source))
+
+    def build(self, path: Path) -> nn.Module:
+        """The model at a path."""
+        from mtk_tasks_crosslingual import model
+
+        return model.load(path).requires_grad_(False)  # noqa: FBT003
+
+    def data(self, task: str, split: str) -> dict[str, Any]:
+        """One split of one cell.
+
+        Returns:
+            ``inputs``: tokens of prompts and right answers; ``labels``: numbers of the
+            right answers, or right texts with their language, or right tokens; ``ids``:
+            of the underlying items.
+        """
+        return self._data(home.need_root(self.cache), task, split, self._tokenizer)
+
+    def outputs(self, model: nn.Module, task: str, inputs: Batch) -> Tensor:  # noqa: ARG002
+        """Logits at every token of the right answers, (n, t, vocabulary)."""
+        from mtk_tasks_crosslingual import model as mt5
+
+        return mt5.outputs(model, inputs)
+
+    def mask(self, task: str, inputs: Batch) -> Tensor:  # noqa: ARG002
+        """Tokens of the right answers that are no padding, (n, t)."""
+        return inputs["counted"]
+
+    def targets(self, task: str, inputs: Batch) -> Tensor:  # noqa: ARG002
+        """The tokens of the right answers, (n, t)."""
+        return inputs["targets"]
+
+    def gram_mask(self, module_name: str, task: str, inputs: Batch) -> Tensor:  # noqa: ARG002
+        """Source tokens for the encoder and what it gives to the decoder, else targets."""
+        from mtk_tasks_crosslingual import model as mt5
+
+        return mt5.gram_mask(module_name, inputs)
+
+    def predict(self, model: nn.Module, task: str, inputs: Batch) -> list[Any]:
+        """The likeliest answer's number, the text written, or the tokens guessed."""
+        return self._predict(model, task, inputs, self._tokenizer)
+
+    def place(self, root: Path, name: str) -> Path:
+        """The folder of an expert or of the multitask model."""
+        return root / "mtk" / f"{home.NAME}-{VERSION}" / f"seed{self.seed}" / name
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from mtk_tasks_crosslingual import model
+
+        return model.tokenizer_of(home.need_root(self.cache) / home.BASE)
+
+    @cached_property
+    def _regime(self) -> Regime:
+        from mtk_tasks_crosslingual.fitting import Regime
+
+        chosen = self._given or Regime()
+        return replace(chosen, seed=chosen.seed + _SPREAD * self.seed)
+
+    def _predict(
+        self, model: nn.Module, task: str, inputs: Batch, tokenizer: Any
+    ) -> list[Any]:
+        from mtk_tasks_crosslingual import model as mt5
+
+        kind = parse(task)[0]
+        if kind in RANKED:
+            answers, normalise = ANSWERS[parse(task)], self.normalise
+            return mt5.rank(model, tokenizer, inputs, answers, normalise=normalise)
+        if task == ABILITY:
+            return mt5.guess(model, inputs)
+        return mt5.write(model, tokenizer, inputs)
+
+    def _data(
+        self, root: Path, task: str, split: str, tokenizer: Any
+    ) -> dict[str, Any]:
+        from mtk_tasks_crosslingual import model
+
+        if split not in SPLITS:
+            raise UsageError(f"no split named {split!r}; the splits are {SPLITS}")
+        found = examples(root, task, split, self._cuts)
+        if task == ABILITY:  # questions of one paragraph are one item
+            found = list({example.number: example for example in found}.values())
+        templates = TEMPLATES[parse(task)]
+        asked = [
+            _filled(templates[place % len(templates)], example, task)
+            for place, example in enumerate(found)
+        ]
+        inputs = model.encode(tokenizer, *zip(*asked, strict=True))
+        return {
+            "inputs": inputs,
+            "labels": _labels(task, found, inputs),
+            "ids": [example.number for example in found],
+        }
+
+    def _pairs(self, root: Path, cell: str) -> list[tuple[str, str]]:
+        """Prompt and answer of every training item with every template."""
+        found = examples(root, cell, "train", self._cuts)
+        return [
+            _filled(template, example, cell)
+            for example in found
+            for template in TEMPLATES[parse(cell)]
+        ]
+
+    def _scorer(
+        self,
+        root: Path,
+        cells: Sequence[str],
+        module: nn.Module,
+        tokenizer: Any,
+        device: str,
+    ) -> Callable[[], float]:
+        """The mean over cells of the validation score that ranks."""
+        import torch
+
+        ready = {c: self._data(root, c, "validation", tokenizer) for c in cells}
+
+        def score() -> float:
+            means = []
+            module.eval()
+            with torch.no_grad():
+                for cell, data in ready.items():
+                    inputs = {n: t.to(device) for n, t in data["inputs"].items()}
+                    found = self._predict(module, cell, inputs, tokenizer)
+                    means.append(_mean_score(cell, found, data["labels"]))
+            return statistics.fmean(means)
+
+        return score
+
+    def _save(
+        self,
+        root: Path,
+        name: str,
+        module: nn.Module,
+        progress: Progress | None,
+        **more: str,
+    ) -> None:
+        """A folder of transformers that appears whole; the training state is removed."""
+        from mtk.folders import new_folder, write_manifest
+
+        folder, saved = self.place(root, name), module.to("cpu")
+        if folder.exists() and not home.is_whole(folder):
+            raise UsageError(
+                f"{folder} is not what mtk wrote, or was changed\n"
+                "Remove it, and it is made again"
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        facts: dict[str, Any] = {"track": home.NAME, "made": name, **more}
+        if progress is not None:
+            facts |= {"regime": asdict(self._regime), "training": asdict(progress)}
+        writer: Any = saved
+        with new_folder(folder, overwrite=True) as work:
+            writer.save_pretrained(work)
+            write_manifest(work, {"mtk": facts})
+        home.training_state(folder).unlink(missing_ok=True)
+
+
+def _filled(template: str, example: Example, cell: str) -> tuple[str, str]:
+    """Prompt and right answer of one item."""
+    answer = (
+        ANSWERS[parse(cell)][example.label] if example.label >= 0 else example.answers[0]
+    )
+    return template.format(**example.fields), answer
+
+
+def _labels(task: str, found: Sequence[Example], inputs: Batch) -> list[Any]:
+    kind, language = parse(task)
+    if kind in RANKED:
+        return [example.label for example in found]
+    if task == ABILITY:
+        rows = zip(inputs["targets"], inputs["counted"], strict=True)
+        return [row[counted].tolist() for row, counted in rows]
+    return [{"texts": example.answers, "language": language} for example in found]
+
+
+def _mean_score(cell: str, predictions: list[Any], labels: list[Any]) -> float:
+    """The metric that ranks a held-in cell."""
+    kind = parse(cell)[0]
+    if kind in RANKED:
+        pairs = zip(predictions, labels, strict=True)
+        return statistics.fmean(float(p == r) for p, r in pairs)
+    given: dict[str, Any] = {"predictions": predictions, "references": labels}
+    if kind == "qa":
+        return statistics.fmean(metrics.squad_mean(**given))
+    return statistics.fmean(metrics.rouge(metrics.ROUGE, **given))
+
+
+def _check_same(source: Path, base: Path) -> None:
+    """Refuse an expert whose tensors are not those of the base."""
+    from mtk.checkpoint import SafetensorsCheckpoint
+
+    def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise UsageError(f"{folder} holds no safetensors")
+        opened = SafetensorsCheckpoint(files, str(folder))
+        return {name: opened.info(name).shape for name in opened.names()}
+
+    given, wanted = shapes(source), shapes(base)
+    for name in sorted(given.keys() | wanted.keys()):
+        if given.get(name) != wanted.get(name):
+            raise CheckpointError(
+                f"{source}: {name!r} is {given.get(name, 'missing')}, "
+                f"and {wanted.get(name, 'missing')} in the base"
+            )

@@ -1,0 +1,122 @@
+"""How the LoRA experts of ``domainnet-sd21`` are trained.
+
+The paper's rank, rate, steps and prompts are unknown; these are our choice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+
+from mtk_tasks_domainnet import computing, diffusion, fitting
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from mtk_tasks_domainnet.fitting import Progress, Regime, Report
+
+EXPERT = fitting.Regime(rate=1e-4, batch=16, steps=1000, seed=42, every=100)
+MULTITASK = replace(EXPERT, steps=10_000)
+RANK = 16  # and alpha, so that the scale is 1
+# PEFT reads a string as a pattern; a list would be stored in a random order.
+TARGETS = r".*\.(to_q|to_k|to_v|to_out\.0)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Training images of one cell.
+
+    Attributes:
+        latents: ``(n, c, h, w)``.
+        prompts: for each, its place in ``states``, ``(n,)``.
+        states: of the cell's prompts, ``(k, length, width)``.
+    """
+
+    latents: Tensor
+    prompts: Tensor
+    states: Tensor
+
+
+def adapted(unet: nn.Module, *, seed: int, rank: int = RANK) -> Any:
+    """The UNet with a fresh LoRA adapter on its attention projections."""
+    import peft
+
+    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: Any = peft.get_peft_model(unet, config)
+    return model
+
+
+def train(
+    model: Any,
+    parts: Sequence[Part],
+    scheduler: Any,
+    *,
+    regime: Regime,
+    state: Path,
+    report: Report,
+    device: str = "cpu",
+) -> Progress:
+    """Train an adapter in place; a fixed number of steps, without early stopping.
+
+    Args:
+        model: of `adapted`.
+        parts: cells, pooled as they are.
+        scheduler: of training; it says what the UNet predicts.
+        regime: the numbers.
+        state: file of the unfinished run.
+        report: told how far it is.
+        device: where to train.
+    """
+    sizes = torch.tensor([len(part.prompts) for part in parts])
+    ends = sizes.cumsum(0)
+    times = int(scheduler.config.num_train_timesteps)
+    with computing.lent(model, device) as there:
+
+        def loss(items: Tensor, step: int) -> Tensor:
+            cells = torch.searchsorted(ends, items, right=True).tolist()
+            places = items.tolist()
+            chosen = [
+                (parts[cell], place - int(ends[cell] - sizes[cell]))
+                for cell, place in zip(cells, places, strict=True)
+            ]
+            latents = torch.stack([part.latents[place] for part, place in chosen])
+            states = torch.stack(
+                [part.states[int(part.prompts[place])] for part, place in chosen]
+            )
+            generator = _generator(regime.seed, step)
+            noise = torch.randn(latents.shape, generator=generator).to(there)
+            time = torch.randint(times, (len(latents),), generator=generator).to(there)
+            latents, states = latents.to(there), states.to(there)
+            found = diffusion.predicted(model, scheduler, latents, noise, time, states)
+            wanted = diffusion.target(scheduler, latents, noise, time)
+            return functional.mse_loss(found.float(), wanted.float())
+
+        parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        return fitting.fit(
+            parameters,
+            count=int(sizes.sum()),
+            loss=loss,
+            regime=regime,
+            state=state,
+            report=report,
+        )
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Write an adapter as PEFT's folder; it names no base, which others could open."""
+    model.peft_config["default"].base_model_name_or_path = None
+    model.save_pretrained(str(folder))
+
+
+def _generator(seed: int, step: int) -> torch.Generator:
+    raw = hashlib.sha256(f"noise {seed} {step}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(raw[:7], "big"))
