@@ -136,8 +136,8 @@ def command(
     output appears when it is complete, or not at all. Config, tokenizer and all tensors
     that no --only pattern fits come from the base, or else from the first expert.
     """
-    asked = (method, given["experts"])
-    target = _target(recipe, out, output, asked=asked, dry_run=dry_run)
+    named = (method, given["experts"])
+    target = _target(recipe, out, output, named=named, dry_run=dry_run)
     if push is not None:
         _check_push(push, target)
     request: dict[str, Any] = {key: value for key, value in given.items() if value}
@@ -206,10 +206,10 @@ def _target(
     out: Path | None,
     output: Path | None,
     *,
-    asked: tuple[str | None, Sequence[str]],
+    named: tuple[str | None, Sequence[str]],
     dry_run: bool,
 ) -> Path | None:
-    method, experts = asked
+    method, experts = named
     if recipe is None and method is not None and not experts:
         raise UsageError("nothing to merge: give --expert MODEL once for each model")
     if method is not None and recipe is not None and out is None and output is None:
