@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from mtk.errors import UnknownName, UsageError
-from mtk_cli.commands import tracks_prepare
+from mtk_cli.commands import _tracks_prepare as tracks_prepare
 from mtk_cli.exits import ExitCode
 
 PLUGIN = '''
@@ -146,6 +146,11 @@ def test_only_makes_what_is_named(root):
     assert code == ExitCode.DONE
     assert files(root) == ["blue-2-3", "data"]
     assert "2 of 4 parts are missing" in err
+    (
+        root / "data"
+    ).unlink()  # what the named expert needed, and has no need of any more
+    assert prepare(root, "--only", "blue", "--seed", 2)[0] == ExitCode.DONE
+    assert prepare(root, "--only", "red", "--seed", 2)[0] == ExitCode.NOTHING
     with pytest.raises(UsageError, match=r"no expert named 'bleu'.*blue"):
         prepare(root, "--only", "bleu")
 

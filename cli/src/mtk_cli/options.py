@@ -53,6 +53,21 @@ class Command(click.Command):
         super().format_epilog(ctx, formatter)
 
 
+class Commands(click.Group):
+    """A command with commands of its own, whose help leads with examples."""
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+
+    def format_help_text(
+        self, ctx: click.Context, formatter: click.HelpFormatter
+    ) -> None:
+        """Lead with examples."""
+        write_examples(formatter, self.examples)
+        super().format_help_text(ctx, formatter)
+
+
 def _values_of(option: str, args: Sequence[str]) -> list[str]:
     after = [
         value

@@ -240,6 +240,40 @@ def test_parts_say_what_is_missing_and_what_to_do(tmp_path, cache, mini, regime)
     assert all(p["todo"] for p in parts)
 
 
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(track, root, quiet, device):
+    with pytest.raises(UsageError, match="no device"):
+        track.make(root, "clipart-tool", quiet, device=device)
+    assert not track.place(root, "clipart-tool").exists()
+
+
+def test_a_folder_that_was_changed_is_not_taken_and_not_replaced(track, root, quiet):
+    track.make(root, "clipart-tool", quiet)
+    weights = track.place(root, "clipart-tool") / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert not states(track.parts(root))["clipart-tool"]
+    with pytest.raises(UsageError, match="Remove it"):
+        track.make(root, "clipart-tool", quiet)
+
+
+def test_what_killed_runs_left_is_named_and_not_taken(track, root, quiet):
+    folder = track.place(root, "clipart-tool")
+    half = folder.with_name("clipart-tool.partial-0123abcd")
+    half.mkdir(parents=True)
+    (half / "open_clip_model.safetensors").touch()
+    state = folder.with_name(".clipart-tool.training.safetensors.x1.partial")
+    state.touch()
+    (part,) = (p for p in track.parts(root) if p["name"] == "clipart-tool")
+    assert (
+        part["note"]
+        == f"not made; {half.name} was left half written and may be removed"
+    )
+    track.make(root, "clipart-tool", quiet)
+    assert states(track.parts(root))["clipart-tool"]
+    assert half.exists()
+    assert state.exists()
+
+
 def test_one_missing_image_is_named_and_stops_its_own_cell_only(track, root):
     gone = next((root / "real" / "nail").iterdir())
     gone.unlink()
@@ -318,8 +352,12 @@ def test_the_whole_bench_runs_on_a_miniature(
 ):
     root = shutil.copytree(whole_root, tmp_path / "root")
     registry = mtk.load()
-    if not {"full"} <= {a.item.name for a in registry.adapters}:
-        pytest.skip("needs mtk-adapters-full")
+    if not (
+        {"full"} <= {a.item.name for a in registry.adapters}
+        and {"average", "regmean"} <= {m.item.name for m in registry.methods}
+        and {"accuracy"} <= {m.item.name for m in registry.metrics}
+    ):
+        pytest.skip("needs mtk's adapters, methods and metrics")
     regime = replace(regime, steps=20, every=10)
 
     def target(*, cache, seed, options):

@@ -113,7 +113,9 @@ def test_a_choice_is_the_likeliest_answer(live, model, place):
 
 def test_splits_are_disjoint_and_complete(live):
     for cell, total in (("colour", 24), ("capitals", 20)):
-        test, validation = (set(live.data(cell, s)["ids"]) for s in ("test", "validation"))
+        test, validation = (
+            set(live.data(cell, s)["ids"]) for s in ("test", "validation")
+        )
         assert not test & validation
         assert len(test | validation) == total
         assert len(validation) == round(0.2 * total)
@@ -121,7 +123,10 @@ def test_splits_are_disjoint_and_complete(live):
 
 
 def test_ids_tell_sources_apart_and_join_cells_of_one_source(live):
-    ids = {cell: set(live.data(cell, "test")["ids"]) for cell in ("colour", "words", "again")}
+    ids = {
+        cell: set(live.data(cell, "test")["ids"])
+        for cell in ("colour", "words", "again")
+    }
     assert not ids["colour"] & ids["words"]
     assert len(ids["again"] & ids["colour"]) >= 4  # the same task, whatever the cell
     assert max(ids["words"]) < 2**53
@@ -145,7 +150,7 @@ def test_global_randomness_and_offline_switches_are_left_alone(live, model):
     live.predict(model, "again", data["inputs"])
     found = torch.rand(2).tolist(), np.random.rand(2).tolist()
     assert found == expected
-    assert datasets.config.HF_HUB_OFFLINE == before
+    assert before == datasets.config.HF_HUB_OFFLINE
 
 
 @pytest.mark.parametrize("cell", ["colour", "capitals", "words"])

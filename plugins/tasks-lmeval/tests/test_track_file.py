@@ -59,7 +59,9 @@ def test_what_changes_scores_changes_the_version(place, written):
     ):
         versions.add(load_track(written((old, new)))[0].version)
     assert len(versions) == 4
-    said = written(('base = "base"', 'base = "base"\nsummary = "Another"\ndownload = true'))
+    said = written(
+        ('base = "base"', 'base = "base"\nsummary = "Another"\ndownload = true')
+    )
     assert load_track(said)[0].version in versions
     data = place / "capitals.jsonl"
     before = data.read_text()
@@ -86,7 +88,10 @@ def test_what_changes_scores_changes_the_version(place, written):
         (('data = "capitals.jsonl"', 'data = "gone.jsonl"'), "there is no file"),
         (('data = "capitals.jsonl"', ""), "give either task"),
         (('data = "capitals.jsonl"', 'data = "c"\ntask = "t"'), "give either task"),
-        (('data = "capitals.jsonl"', 'data = "c"\nfilter = "x"'), "unknown key 'filter'"),
+        (
+            ('data = "capitals.jsonl"', 'data = "c"\nfilter = "x"'),
+            "unknown key 'filter'",
+        ),
         (('metrics = ["exact_match"]', ""), "metrics is missing"),
         (('metrics = ["exact_match"]', "metrics = []"), "a list of texts"),
         (('"acc", "acc_norm"', '"acc", "mine"'), "'mine' can only stand first"),
@@ -116,7 +121,7 @@ def test_no_toml(tmp_path, text):
 
 def test_a_file_without_held_in_cells(tmp_path):
     (tmp_path / "bad.toml").write_text('name = "a"\nbase = "b"\n')
-    with pytest.raises(UsageError, match="no .*held_in"):
+    with pytest.raises(UsageError, match=r"no .*held_in"):
         load_track(tmp_path / "bad.toml")
 
 
@@ -143,12 +148,19 @@ def test_bad_lines_of_data(place, written, tmp_path, line, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (('task = "tiny_colours"', 'task = "tiny_colors"'), "did you mean 'tiny_colours'"),
+        pytest.param(
+            ('task = "tiny_colours"', 'task = "tiny_colors"'),
+            "did you mean 'tiny_colours'",
+            marks=pytest.mark.slow,  # the harness reads its 14,000 task files
+        ),
         (
             ('metrics = ["acc", "acc_norm"]', 'metrics = ["bleu"]'),
             "'bleu' is unknown",
         ),
-        (('metrics = ["acc", "acc_norm"]', 'metrics = ["acc"]\nfilter = "x"'), "no filter"),
+        (
+            ('metrics = ["acc", "acc_norm"]', 'metrics = ["acc"]\nfilter = "x"'),
+            "no filter",
+        ),
     ],
 )
 def test_what_only_the_harness_knows(place, written, tmp_path, change, message):
@@ -159,7 +171,9 @@ def test_what_only_the_harness_knows(place, written, tmp_path, change, message):
     assert len(str(caught.value).splitlines()) <= 3
 
 
-def test_a_task_whose_data_are_on_the_hub_says_how_to_get_them(place, written, tmp_path):
+def test_a_task_whose_data_are_on_the_hub_says_how_to_get_them(
+    place, written, tmp_path
+):
     (place / "tasks" / "far.yaml").write_text(
         "task: far\ndataset_path: nobody/nothing\ntest_split: test\n"
         "output_type: multiple_choice\ndoc_to_text: x\ndoc_to_choice: [a]\n"

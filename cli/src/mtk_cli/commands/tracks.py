@@ -8,9 +8,11 @@ import click
 
 from mtk.loading import load
 from mtk_cli import render
+from mtk_cli.commands._tracks_prepare import command as prepare
 from mtk_cli.declared import describe, name_in, origin
 from mtk_cli.exits import ExitCode
-from mtk_cli.options import Command, json_option
+from mtk_cli.main import SUMMARIES
+from mtk_cli.options import Command, Commands, json_option
 from mtk_cli.render import Column
 from mtk_cli.selection import mention_problems
 
@@ -31,7 +33,12 @@ COLUMNS = (
 )
 
 
-@click.group("tracks")
+@click.group(
+    "tracks",
+    cls=Commands,
+    examples=("mtk tracks list", "mtk tracks prepare domainnet-clip --root DIR"),
+    short_help=SUMMARIES["tracks"],
+)
 def command() -> None:
     """See the tracks: grids of tasks on which merging methods are compared."""
 
@@ -93,3 +100,6 @@ def _row(name: str, provided: Provided[Track], lacking: list[str]) -> list[str]:
 
 def _yes(track: Track) -> str:
     return "yes" if track.embedded else "yes (not embedded)"
+
+
+command.add_command(prepare, "prepare")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mtk.declare import Scan
 from mtk.errors import first_line
 from mtk.loading import resolve
 from mtk.results import PerTask, Routed

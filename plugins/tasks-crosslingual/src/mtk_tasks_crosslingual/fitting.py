@@ -78,10 +78,13 @@ def fit(
     """Train a model in place; at the end it holds the weights of its best score.
 
     Args:
+        model: changed in place.
         count: number of training items.
         loss: of some items, a mean over them.
         score: on validation, higher is better; before the first step, too.
+        regime: the numbers.
         state: file of the unfinished run; read if it is there, left behind at the end.
+        report: told how far it is.
     """
     run = _Run(model, regime, state)
     run.resume()
@@ -135,7 +138,7 @@ class _Run:
         self._regime, self._state = regime, state
         self._weights = dict(model.named_parameters())
         for weight in self._weights.values():
-            weight.requires_grad_(True)  # noqa: FBT003  torch's own signature
+            weight.requires_grad_(True)
         self._optimiser = torch.optim.AdamW(
             self._weights.values(), lr=regime.rate, weight_decay=0.0
         )
@@ -152,7 +155,7 @@ class _Run:
                 part = items[start : start + self._regime.micro]
                 value = loss(part) * (len(part) / len(items))
                 torch.autograd.backward(value)
-                total += float(value)
+                total += float(value.detach())
         self._optimiser.step()
         return total
 

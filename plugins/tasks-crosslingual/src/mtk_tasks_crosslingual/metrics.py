@@ -44,8 +44,9 @@ def squad_mean(
     *, predictions: Sequence[str], references: Sequence[Reference]
 ) -> list[float]:
     """The mean of exact match and F1, which is a cell's score in the protocol."""
-    given = {"predictions": predictions, "references": references}
-    return [(a + b) / 2 for a, b in zip(exact_match(**given), f1(**given), strict=True)]
+    exact = exact_match(predictions=predictions, references=references)
+    shared = f1(predictions=predictions, references=references)
+    return [(a + b) / 2 for a, b in zip(exact, shared, strict=True)]
 
 
 def rouge(

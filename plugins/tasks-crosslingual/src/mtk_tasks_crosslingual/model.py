@@ -28,13 +28,21 @@ def load(folder: Path) -> nn.Module:
     from transformers import MT5ForConditionalGeneration
 
     try:
-        model: nn.Module = MT5ForConditionalGeneration.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        found: Any = MT5ForConditionalGeneration.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder} is no mT5 that transformers builds: {first_line(error)}"
         ) from error
+    model: nn.Module = found[0]
+    lost = sorted(found[1]["missing_keys"])
+    if lost:  # transformers would draw them at random
+        raise CheckpointError(f"{folder}: the tensor {lost[0]!r} is missing")
     return model.eval()
 
 
@@ -125,6 +133,10 @@ def rank(
     """The likeliest of k answers to each item, by its place.
 
     Args:
+        model: an mT5.
+        tokenizer: of the model.
+        inputs: n items.
+        answers: k texts.
         normalise: divide the log-likelihood of an answer by its number of tokens.
     """
     targets, counted = _tokens(tokenizer, answers, LONGEST_TARGET)  # (k, t)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mtk
 from mtk_tasks_crosslingual import metrics
@@ -30,7 +30,7 @@ def mtk_tasks() -> Iterator[mtk.Track]:
         options=(
             mtk.Param(
                 "normalise",
-                False,  # noqa: FBT003
+                False,
                 "divide the likelihood of an answer by its number of tokens",
             ),
         ),
@@ -51,11 +51,14 @@ def mtk_tasks() -> Iterator[mtk.Track]:
 
 @mtk.hookimpl
 def mtk_metrics() -> Iterator[mtk.Metric]:
-    targets = {
+    targets: dict[str, tuple[Any, str]] = {
         "squad_mean": (metrics.squad_mean, "Mean of exact match and F1 of an answer"),
         "squad_em": (metrics.exact_match, "Share of answers that are a right one"),
         "squad_f1": (metrics.f1, "F1 of the words of an answer"),
-        "token_accuracy": (metrics.token_accuracy, "Share of next tokens guessed right"),
+        "token_accuracy": (
+            metrics.token_accuracy,
+            "Share of next tokens guessed right",
+        ),
         "rouge_mean": (
             partial(metrics.rouge, metrics.ROUGE),
             "Mean F-measure of ROUGE-1, -2 and -L (rouge-score)",

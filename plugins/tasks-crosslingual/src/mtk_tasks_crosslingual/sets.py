@@ -115,7 +115,9 @@ def examples(root: Path, cell: str, split: str, cuts: Cuts) -> list[Example]:
             result.append(example)
     chosen = _cut(result, found, split, cuts)
     if not chosen:
-        raise UsageError(f"{where}: {len(result)} items are too few for a {split} split")
+        raise UsageError(
+            f"{where}: {len(result)} items are too few for a {split} split"
+        )
     return chosen
 
 
@@ -247,7 +249,10 @@ def _answerability(row: Row, language: str, name: str) -> Example | None:
     else:
         first = annotations["yes_no_answer"][0]
     return Example(
-        fields={"question": row["question_text"], "document": row["document_plaintext"]},
+        fields={
+            "question": row["question_text"],
+            "document": row["document_plaintext"],
+        },
         label=YES_NO.index(first),
         number=number_of(name),
     )

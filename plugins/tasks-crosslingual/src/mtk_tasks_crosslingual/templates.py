@@ -4,6 +4,8 @@ Whatever is long stands last, because inputs are cut at their end. The examples 
 take the templates in turn; training takes every example with every template.
 """
 
+# ruff: noqa: RUF001  Arabic letters are not meant to be Latin ones
+
 from __future__ import annotations
 
 # Task and language -> prompts with the fields of an example.
@@ -11,7 +13,7 @@ TEMPLATES: dict[tuple[str, str], tuple[str, ...]] = {
     ("qa", "en"): (
         "Answer with words of the text. Question: {question}\nText: {context}",
         "{question}\nThe answer is found in this passage: {context}",
-        "Which part of the passage answers \"{question}\"?\n{context}",
+        'Which part of the passage answers "{question}"?\n{context}',
     ),
     ("qa", "ar"): (
         "أجب بكلمات من النص. السؤال: {question}\nالنص: {context}",
@@ -26,7 +28,7 @@ TEMPLATES: dict[tuple[str, str], tuple[str, ...]] = {
     ("qa", "th"): (
         "ตอบด้วยคำจากข้อความ คำถาม: {question}\nข้อความ: {context}",
         "{question}\nคำตอบอยู่ในย่อหน้านี้: {context}",
-        "ส่วนใดของย่อหน้าตอบคำถาม \"{question}\"\n{context}",
+        'ส่วนใดของย่อหน้าตอบคำถาม "{question}"\n{context}',
     ),
     ("nli", "ar"): (
         "هل تنتج الجملة الثانية عن الأولى؟\nالأولى: {premise}\nالثانية: {hypothesis}",
@@ -34,16 +36,20 @@ TEMPLATES: dict[tuple[str, str], tuple[str, ...]] = {
     ),
     ("nli", "th"): (
         "ประโยคที่สองเป็นผลจากประโยคแรกหรือไม่\nประโยคแรก: {premise}\nประโยคที่สอง: {hypothesis}",
-        "ถ้า \"{premise}\" เป็นจริง \"{hypothesis}\" เป็นจริงหรือไม่",
+        'ถ้า "{premise}" เป็นจริง "{hypothesis}" เป็นจริงหรือไม่',
     ),
     ("nli", "en"): (
-        "Does the second sentence follow from the first?\n"
-        "First: {premise}\nSecond: {hypothesis}",
-        "Suppose it is true that \"{premise}\". Is it true that \"{hypothesis}\"?",
+        (
+            "Does the second sentence follow from the first?\n"
+            "First: {premise}\nSecond: {hypothesis}"
+        ),
+        'Suppose it is true that "{premise}". Is it true that "{hypothesis}"?',
     ),
     ("nli", "de"): (
-        "Folgt der zweite Satz aus dem ersten?\n"
-        "Erster: {premise}\nZweiter: {hypothesis}",
+        (
+            "Folgt der zweite Satz aus dem ersten?\n"
+            "Erster: {premise}\nZweiter: {hypothesis}"
+        ),
         "Angenommen, „{premise}“ stimmt. Stimmt dann auch „{hypothesis}“?",
     ),
     ("summary", "th"): (
@@ -71,31 +77,39 @@ TEMPLATES: dict[tuple[str, str], tuple[str, ...]] = {
         "{first}\n{second}\nHat „{word}“ hier zweimal denselben Sinn?",
     ),
     ("sense", "en"): (
-        "Does \"{word}\" mean the same in both sentences?\n1. {first}\n2. {second}",
-        "{first}\n{second}\nIs \"{word}\" used twice in one sense here?",
+        'Does "{word}" mean the same in both sentences?\n1. {first}\n2. {second}',
+        '{first}\n{second}\nIs "{word}" used twice in one sense here?',
     ),
     ("sense", "ko"): (
-        "두 문장에서 \"{word}\"의 뜻이 같습니까?\n1. {first}\n2. {second}",
-        "{first}\n{second}\n여기서 \"{word}\"은(는) 두 번 같은 의미로 쓰였습니까?",
+        '두 문장에서 "{word}"의 뜻이 같습니까?\n1. {first}\n2. {second}',
+        '{first}\n{second}\n여기서 "{word}"은(는) 두 번 같은 의미로 쓰였습니까?',
     ),
     ("answerability", "ko"): (
-        "질문에 예 또는 아니요로 답하세요. 그렇게 답할 수 없으면 없음이라고 쓰세요.\n"
-        "질문: {question}\n글: {document}",
+        (
+            "질문에 예 또는 아니요로 답하세요. 그렇게 답할 수 없으면 없음이라고 쓰세요.\n"
+            "질문: {question}\n글: {document}"
+        ),
         "{question}\n다음 글에 따르면 예, 아니요, 없음 중 무엇입니까?\n{document}",
     ),
     ("answerability", "en"): (
-        "Answer the question with yes or no, or with none if neither answers it.\n"
-        "Question: {question}\nText: {document}",
+        (
+            "Answer the question with yes or no, or with none if neither answers it.\n"
+            "Question: {question}\nText: {document}"
+        ),
         "{question}\nYes, no or none, judging by this text?\n{document}",
     ),
     ("answerability", "th"): (
-        "ตอบคำถามด้วยใช่หรือไม่ใช่ ถ้าตอบเช่นนั้นไม่ได้ให้ตอบว่าไม่มี\n"
-        "คำถาม: {question}\nข้อความ: {document}",
+        (
+            "ตอบคำถามด้วยใช่หรือไม่ใช่ ถ้าตอบเช่นนั้นไม่ได้ให้ตอบว่าไม่มี\n"
+            "คำถาม: {question}\nข้อความ: {document}"
+        ),
         "{question}\nตามข้อความนี้ ใช่ ไม่ใช่ หรือไม่มี\n{document}",
     ),
     ("answerability", "ar"): (
-        "أجب عن السؤال بنعم أو لا، وإن لم يكن ذلك ممكنا فاكتب: لا شيء.\n"
-        "السؤال: {question}\nالنص: {document}",
+        (
+            "أجب عن السؤال بنعم أو لا، وإن لم يكن ذلك ممكنا فاكتب: لا شيء.\n"
+            "السؤال: {question}\nالنص: {document}"
+        ),
         "{question}\nنعم أم لا أم لا شيء، حسب هذا النص؟\n{document}",
     ),
     ("continuation", "es"): ("{beginning}",),

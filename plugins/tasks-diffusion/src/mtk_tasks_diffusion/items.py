@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Items of a task. Test decides how wide intervals are.
 ITEMS = {"train": 64, "validation": 24, "test": 40}
+# Six of every neutral prompt, in every split.
+NEUTRAL_ITEMS = 96
 # Noise that no item has: for the base's own images that neutral prompts are compared to.
 _OTHER_NOISE = "other noise"
 
@@ -67,7 +69,7 @@ def neutral(split: str, judge: Judge, base: nn.Module) -> dict[str, Any]:
     """Prompts without digit, style or both; compared to what the base makes of them."""
     prompts = [prompt(digit, None) for digit in range(10)]
     prompts += [prompt(None, style) for style in STYLES] + [prompt(None, None)]
-    numbers = range(ITEMS[split])
+    numbers = range(NEUTRAL_ITEMS)
     words = torch.tensor([prompts[i % len(prompts)] for i in numbers])
     seen = judge.verdict(model.sample(base, noise(NEUTRAL, split, numbers), words))
     others = model.sample(base, noise(_OTHER_NOISE, split, numbers), words)

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import mtk
+from mtk.loading import resolve
 from mtk.models import default_cache
 from mtk_tasks_diffusion import data, sheet
 from mtk_tasks_diffusion.cells import STYLES
-from mtk_tasks_diffusion.track import DigitsDiffusion
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
+
+    from mtk_tasks_diffusion.track import DigitsDiffusion
 
     Images = NDArray[np.float32]
 
@@ -31,7 +33,9 @@ _SCALE = 0.5  # of task arithmetic; chosen before looking
 
 def picture(cache: Path) -> bytes:
     """Make or find the models of seed 0, merge them, and draw."""
-    track = DigitsDiffusion(cache=cache, seed=0, options={})
+    # Through `resolve`, because it prepares the import of diffusers.
+    kind = resolve("mtk_tasks_diffusion.track:DigitsDiffusion")
+    track: DigitsDiffusion = kind(cache=cache, seed=0, options={})
     made = track.prepare(_show)
     base, experts = Path(str(made["base"])), made["experts"]
     assert isinstance(experts, list)
@@ -51,7 +55,10 @@ def picture(cache: Path) -> bytes:
         drawn("average", experts),
         drawn("task_arithmetic", experts, scale=_SCALE),
     ]
-    panes = [sheet.paint(images) for images in sheets]
+    panes = [
+        np.pad(sheet.paint(images), sheet.GAP, constant_values=sheet.PAPER)
+        for images in sheets
+    ]
     rows = [np.hstack(panes[at : at + 2]) for at in range(0, len(panes), 2)]
     return sheet.png(np.vstack(rows))
 

@@ -28,6 +28,14 @@ if TYPE_CHECKING:
 
 # PEFT reads a string as a pattern; a list would be stored in a random order.
 TARGETS = r".*\.(to_q|to_k|to_v|to_out\.0)"
+_CARD = """---
+library_name: peft
+tags: [lora]
+---
+
+A LoRA adapter of the base of mtk's track `digits-diffusion`, trained by
+`mtk_tasks_diffusion.recipes.finetune` on scikit-learn's digits.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +141,8 @@ def finetune(
 def save_adapter(adapted: Any, folder: Path) -> None:
     """Write an adapter as PEFT's folder: configuration and safetensors."""
     adapted.save_pretrained(str(folder))
+    # In place of PEFT's, which is a form to fill in.
+    (folder / "README.md").write_text(_CARD, encoding="utf-8")
 
 
 def flow_loss(

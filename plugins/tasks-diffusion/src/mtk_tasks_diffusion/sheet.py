@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 SCALE = 5  # screen pixels per pixel
 GAP = 4  # screen pixels around every image
-_PAPER = 96  # a grey that is neither ink nor ground
+PAPER = 96  # a grey that is neither ink nor ground
 
 
 def size(rows: int, columns: int, side: int) -> tuple[int, int]:
@@ -25,7 +25,7 @@ def size(rows: int, columns: int, side: int) -> tuple[int, int]:
 def paint(images: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Lay images ``(rows, columns, s, s)`` in -1..1 side by side, as grey pixels."""
     rows, columns, side, _ = images.shape
-    canvas = np.full(size(rows, columns, side), _PAPER, np.uint8)
+    canvas = np.full(size(rows, columns, side), PAPER, np.uint8)
     grey = np.round((images.clip(-1, 1) + 1) * 127.5).astype(np.uint8)
     large = grey.repeat(SCALE, axis=2).repeat(SCALE, axis=3)
     for row in range(rows):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtk.errors import UsageError
-from mtk_tasks_domainnet import home
+from mtk_tasks_domainnet import home, inventory
 from mtk_tasks_domainnet.cells import (
     CIFAR,
     DOMAINNET,
@@ -158,7 +158,7 @@ class DomainNetClip:
         part = self._data.labelled(task, split, self.head_scope)
         return {
             "inputs": part.images,
-            "labels": part.canonical[part.labels],
+            "labels": part.labels,
             "ids": [image.number for image in self._data.images(task, split)],
         }
 
@@ -197,7 +197,7 @@ class DomainNetClip:
         from mtk_tasks_domainnet.clip_data import ABILITY, FOLDER, folders
 
         found = [home.files("weights", root / FOLDER, FILES, f"{REPO} (Hub)")]
-        found += home.data_parts(root, self.grid, quick=quick)
+        found += inventory.data_parts(root, self.grid, quick=quick)
         count = len(folders(root / ABILITY))
         found.append(
             home.part(

@@ -33,7 +33,7 @@ def weights(repo: str, files: Sequence[str], folder: Path, report: Report) -> No
     hub = _library("huggingface_hub")
     if folder.exists():
         raise UsageError(f"{folder} is there, but incomplete; move it away")
-    with _explained(repo), new_folder(folder) as work:
+    with new_folder(folder) as work, _explained(repo):
         for number, file in enumerate(files):
             report(f"downloading {file} of {repo}", number / len(files))
             hub.hf_hub_download(repo, file, local_dir=work)

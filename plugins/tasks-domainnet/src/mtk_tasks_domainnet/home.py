@@ -7,14 +7,12 @@ The user's folder, the *root*, holds data and weights; what the track makes lies
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from mtk.errors import CheckpointError, UsageError
-from mtk.folders import check_manifest, new_folder, write_manifest
-from mtk_tasks_domainnet import groups, lists
+from mtk.folders import check_manifest, new_folder, stale, write_manifest
 from mtk_tasks_domainnet.cells import MULTITASK
 
 if TYPE_CHECKING:
@@ -105,95 +103,15 @@ def lacking(parts: Sequence[Part] | None, track: str) -> list[str]:
 def files(name: str, folder: Path, wanted: Iterable[str], source: str) -> Part:
     """Weights: a folder with some files."""
     lost = [file for file in wanted if not (folder / file).is_file()]
+    more = f" and {len(lost) - _SHOWN} more files" if len(lost) > _SHOWN else ""
+    shown = ", ".join(lost[:_SHOWN]) + more
     return part(
         name,
         "weights",
         there=not lost,
         note="there" if not lost else f"{folder.name} lacks {lost[0]}",
-        todo=f"put {', '.join(lost)} of {source} into {folder}, or use --download",
+        todo=f"put {shown} of {source} into {folder}, or use --download",
     )
-
-
-def data_parts(root: Path, grid: Grid, *, quick: bool = False) -> list[Part]:
-    """Groups, lists and images; ``quick`` looks at folders only, not at every image."""
-    found = [_groups(root, grid), _lists(root, grid)]
-    whole = found[1]["there"]
-    found += [
-        _images(root, domain, quick=quick or not whole) for domain in grid.domains
-    ]
-    if not quick and all(p["there"] for p in found[:2]):
-        try:
-            lists.check_classes(root, grid, groups.read(root, grid))
-        except UsageError as error:
-            found[0] = part(
-                "groups",
-                "data",
-                there=False,
-                note=str(error),
-                todo="correct the groups",
-            )
-    return found
-
-
-def _groups(root: Path, grid: Grid) -> Part:
-    todo = (
-        f"put src/data/dataset_reader/domainnet.py of the paper's repository, or a "
-        f"{groups.JSON_NAME} of the same content, into {root}"
-    )
-    if groups.find(root) is None:
-        return part("groups", "data", there=False, note="no file", todo=todo)
-    try:
-        found = groups.read(root, grid)
-    except UsageError as error:
-        return part("groups", "data", there=False, note=str(error), todo=todo)
-    note = f"{len(found.groups)} groups, {len(set(found.rows))} classes"
-    return part("groups", "data", there=True, note=note)
-
-
-def _lists(root: Path, grid: Grid) -> Part:
-    total, wrong = 0, []
-    for domain in grid.domains:
-        for place, name in enumerate(lists.PARTS):
-            lines = lists.count(root, domain, name)
-            official = grid.lists.get(domain)
-            file = lists.file_of(root, domain, name).name
-            if lines is None:
-                wrong.append(f"{file} is missing")
-            elif official and lines != official[place]:
-                wrong.append(f"{file} has {lines:,} lines, not {official[place]:,}")
-            total += lines or 0
-    return part(
-        "lists",
-        "data",
-        there=not wrong,
-        note=f"{total:,} images are listed" if not wrong else wrong[0],
-        todo=f"put DomainNet's official lists, DOMAIN_train.txt and DOMAIN_test.txt, into {root}",
-    )
-
-
-def _images(root: Path, domain: str, *, quick: bool) -> Part:
-    todo = f"unpack DomainNet's {domain}.zip in {root}, so that {domain}/CLASS/FILE is there"
-    folder = root / domain
-    if not folder.is_dir() or quick:
-        there = folder.is_dir()
-        note = "a folder" if there else "no folder"
-        return part(f"images/{domain}", "data", there=there, note=note, todo=todo)
-    wanted = [
-        image
-        for name in lists.PARTS
-        for image in lists.read(lists.file_of(root, domain, name), domain)
-    ]
-    present = {
-        f"{domain}/{entry.name}/{file.name}"
-        for entry in os.scandir(folder)
-        if entry.is_dir()
-        for file in os.scandir(entry.path)
-    }
-    lost = [image.path for image in wanted if image.path not in present]
-    note = f"{len(wanted) - len(lost):,} of {len(wanted):,} images"
-    if lost:
-        note += f", not {lost[0]}"
-    return part(f"images/{domain}", "data", there=not lost, note=note, todo=todo)
 
 
 def needed(parts: Sequence[Part], grid: Grid, name: str) -> list[Part]:
@@ -264,8 +182,19 @@ def model_part(
         fitting.begun(training_state(folder)) if training_state(folder).is_file() else 0
     )
     note = f"begun, {done:,} of at most {steps:,} steps" if done else "not made"
-    todo = "train it (without --dry-run), or --import-experts"
+    half = leftovers(folder)
+    if half:
+        note += f"; {half[0].name} was left half written and may be removed"
+    todo = "run without --dry-run" if ready else "needs what is missing above"
+    if kind == "expert":
+        todo += ", or --import-experts DIR"
     return part(name, kind, there=False, note=note, todo=todo, ready=ready)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What killed runs left half written; named, not deleted: one may be at work."""
+    state = training_state(folder).name
+    return [*stale(folder), *sorted(folder.parent.glob(f".{state}.*.partial"))]
 
 
 def training_state(folder: Path) -> Path:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from mtk.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from mtk_tasks_domainnet.cells import Grid
     from mtk_tasks_domainnet.groups import Classes
@@ -106,9 +106,9 @@ def read(file: Path, domain: str, first: int = 0) -> list[Image]:
         if not line.strip():
             continue
         path, _, label = line.strip().rpartition(" ")
-        parts = PurePosixPath(path).parts
+        parts = path.split("/")
         good = len(parts) == 3 and parts[0] == domain and label.isdecimal()
-        if not good or ".." in parts:
+        if not good or {"", ".", ".."} & set(parts):
             raise UsageError(
                 f"{file}, line {number + 1}: {line[:60]!r} is not "
                 f"'{domain}/CLASS/FILE INDEX'"

@@ -20,7 +20,7 @@ NEUTRAL = (
     "an empty classroom with morning light",
     "a close view of woven fabric",
     "an astronaut walking through a wheat field",
-    "a marble statue wearing headphones",
+    "a marble statue wrapped in ribbon",
     "a village seen from high above",
     "a shelf full of glass jars",
     "smoke drifting over a quiet harbour",

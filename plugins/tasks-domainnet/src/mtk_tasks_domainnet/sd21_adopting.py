@@ -47,8 +47,11 @@ def adopt(source: Path, unet: Path, folder: Path, facts: dict[str, Any]) -> None
             d_in if match["which"] == "A" else d_out
         ):
             raise CheckpointError(f"{source}: {name!r} is {shape}, which does not fit")
-    config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = None
+    try:
+        config = json.loads((source / CONFIG).read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = None
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{source / CONFIG} is damaged: {error}") from error
 
     def fill(work: Path) -> None:
         put_file(work, CONFIG, json.dumps(config, indent=2, sort_keys=True).encode())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtk.errors import UsageError
-from mtk_tasks_domainnet import home
+from mtk_tasks_domainnet import home, inventory
 from mtk_tasks_domainnet.cells import (
     DOMAINNET,
     HEAD_SCOPES,
@@ -248,7 +248,7 @@ class DomainNetSd21:
             home.files(
                 "judge weights", root / CLIP_FOLDER, clip_track.FILES, f"{clip} (Hub)"
             ),
-            *home.data_parts(root, self.grid, quick=quick),
+            *inventory.data_parts(root, self.grid, quick=quick),
         ]
         judge = home.model_part(
             self.place(root, JUDGE),

@@ -33,7 +33,9 @@ def read_spec(table: Mapping[str, Any], path: Path, *, version: str) -> Spec:
     """The whole file."""
     where = str(path)
     check_keys(table, TOP, where)
-    words = {key: text(table, key, where) for key in _TEXTS if key in table}
+    words: dict[str, Any] = {
+        key: text(table, key, where) for key in _TEXTS if key in table
+    }
     for key in ("name", "base"):
         if key not in words:
             raise UsageError(f"{where}: {key} is missing")
@@ -43,12 +45,12 @@ def read_spec(table: Mapping[str, Any], path: Path, *, version: str) -> Spec:
     for key in ("base", "multitask", "tokenizer"):
         if key in words:
             words[key] = _model(words[key], path)
-    numbers = {
+    words |= {
         key: _whole(table[key], f"{where}: {key}", low=1)
         for key in ("batch_size", "max_length")
         if key in table
     }
-    switches = {
+    words |= {
         key: _switch(table[key], f"{where}: {key}")
         for key in ("chat_template", "download")
         if key in table
@@ -69,8 +71,6 @@ def read_spec(table: Mapping[str, Any], path: Path, *, version: str) -> Spec:
         version=version,
         merge=patterns(table.get("merge", ["*"]), f"{where}: merge"),
         **words,
-        **numbers,
-        **switches,
     )
 
 

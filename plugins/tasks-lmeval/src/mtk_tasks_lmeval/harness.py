@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import random
 from typing import TYPE_CHECKING, Any
@@ -22,16 +21,14 @@ from lm_eval.tasks import TaskManager
 
 from mtk.errors import UsageError, first_line
 from mtk.parameters import suggestion
+from mtk_tasks_lmeval.jsonl import own_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from torch import nn
 
     from mtk_tasks_lmeval.spec import Cell, Source, Spec
-
-MOST_LINES = 1_000_000
 
 
 def wrap(spec: Spec, model: nn.Module, tokenizer: Any) -> Any:
@@ -54,7 +51,7 @@ def load_task(spec: Spec, cell: Cell, source: Source) -> Any:
     """
     where = f"{spec.path}: cell {cell.name!r}"
     if source.data is not None:
-        given: Any = _own_task(cell, source.data, where)
+        given: Any = own_task(cell, source.data, where)
         manager = TaskManager(include_defaults=False)
     else:
         given, manager = source.task, _manager(cell, source.task, where)
@@ -200,97 +197,16 @@ def _right(task: Any, instance: Any) -> tuple[str, str] | None:
     return (instance.args[0], instance.args[1]) if right else None
 
 
-def rows(file: Path, where: str) -> list[dict[str, Any]]:
-    """The items of a JSONL file: prompt, target, and choices for all or for none."""
-    found: list[dict[str, Any]] = []
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            place = f"{where}: {file}, line {number}"
-            if number > MOST_LINES:
-                raise UsageError(f"{place}: more than {MOST_LINES} lines")
-            found.append(_row(line, place))
-    if not found:
-        raise UsageError(f"{where}: {file} has no items")
-    if len({"choices" in row for row in found}) > 1:
-        raise UsageError(f"{where}: {file}: some items have choices and some have none")
-    return found
-
-
-def _row(line: str, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{place}: not JSON: {first_line(error)}") from error
-    texts = isinstance(row, dict) and all(
-        isinstance(row.get(key), str) for key in ("prompt", "target")
-    )
-    if not texts or not row["prompt"]:
-        raise UsageError(f"{place}: an item is a table with the texts prompt and target")
-    choices = row.get("choices")
-    if choices is None:
-        return {"prompt": row["prompt"], "target": row["target"]}
-    if not isinstance(choices, list) or row["target"] not in choices:
-        raise UsageError(f"{place}: target is none of the choices")
-    return {"prompt": row["prompt"], "target": row["target"], "choices": choices}
-
-
-def _own_task(cell: Cell, file: Path, where: str) -> dict[str, Any]:
-    """The configuration of a task of the harness that asks for a file's items."""
-    found = rows(file, where)
-
-    def dataset(**_: object) -> dict[str, Any]:
-        from datasets import Dataset
-
-        return {"test": Dataset.from_list(found)}
-
-    config: dict[str, Any] = {
-        "task": f"mtk_{cell.name}",
-        "custom_dataset": dataset,
-        "test_split": "test",
-        "doc_to_text": _prompt,
-        "doc_to_target": _target,
-        "target_delimiter": " ",
-        "num_fewshot": 0,
-    }
-    if "choices" in found[0]:
-        return config | {"output_type": "multiple_choice", "doc_to_choice": _choices}
-    stop = {"until": list(cell.until), "max_gen_toks": cell.max_new_tokens}
-    return config | {
-        "output_type": "generate_until",
-        "generation_kwargs": stop | {"do_sample": False},
-        # Only the text is used; mtk's own metrics score it.
-        "metric_list": [
-            {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}
-        ],
-    }
-
-
-def _prompt(doc: dict[str, Any]) -> str:
-    return str(doc["prompt"])
-
-
-def _target(doc: dict[str, Any]) -> int | str:
-    if doc.get("choices"):
-        return int(doc["choices"].index(doc["target"]))
-    return str(doc["target"])
-
-
-def _choices(doc: dict[str, Any]) -> list[str]:
-    return list(doc["choices"])
-
-
 @contextlib.contextmanager
 def same_randomness() -> Iterator[None]:
     """Give everybody's random state back: the harness seeds all generators."""
-    before, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002
+    before, arrays = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         try:
             yield
         finally:
             random.setstate(before)
-            np.random.set_state(arrays)  # noqa: NPY002
+            np.random.set_state(arrays)
 
 
 @contextlib.contextmanager

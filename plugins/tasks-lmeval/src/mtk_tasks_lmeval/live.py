@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtk.errors import UsageError, first_line
-from mtk_tasks_lmeval import harness, tensors
+from mtk_tasks_lmeval import harness, jsonl, tensors
 from mtk_tasks_lmeval.entries import HUB
 from mtk_tasks_lmeval.metrics import RANKING
 from mtk_tasks_lmeval.spec import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor, nn
 
@@ -96,19 +96,25 @@ class FileTrack:
                 if config.is_encoder_decoder
                 else AutoModelForCausalLM
             )
-            model: nn.Module = auto.from_pretrained(
-                path,
-                config=config,
-                local_files_only=True,
-                use_safetensors=True,
-                dtype=getattr(torch, self._spec.dtype),
-            )
+            with harness.quietly():
+                model, info = auto.from_pretrained(
+                    path,
+                    config=config,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    dtype=getattr(torch, self._spec.dtype),
+                    output_loading_info=True,
+                )
         except (OSError, ValueError, KeyError) as error:
             raise UsageError(
                 f"{path} is no language model that transformers builds\n"
                 f"{first_line(error)}"
             ) from error
-        return model.eval().requires_grad_(False)
+        lost = sorted(info["missing_keys"])
+        if lost:  # transformers would draw them at random
+            raise UsageError(f"{path}: the tensor {lost[0]!r} is missing")
+        built: nn.Module = model.eval().requires_grad_(False)
+        return built
 
     def data(self, task: str, split: str) -> dict[str, Any]:
         """The items of one cell.
@@ -122,9 +128,7 @@ class FileTrack:
         part, places = self._places(cell, split)
         source = self._source(cell, part)
         lm = self._lm(self._any_model())
-        pairs = harness.requests(
-            self._spec, cell, self._task(cell, part), lm, places
-        )
+        pairs = harness.requests(self._spec, cell, self._task(cell, part), lm, places)
         encoded = tensors.encode(lm, pairs)
         first = _name_number(cell.items if not part else source.label) * _PLACES
         return {
@@ -178,7 +182,7 @@ class FileTrack:
             )
             for sample in logged:
                 found[part, sample["doc_id"]] = (
-                    _answer(cell, sample)
+                    jsonl.answer(cell, sample)
                     if cell.source.data
                     else self._scores(cell, sample)
                 )
@@ -188,7 +192,7 @@ class FileTrack:
         """One item's scores by name, and the one that ranks."""
         scores: dict[str, float] = {}
         for name in cell.metrics:
-            value = sample.get(name)
+            value: Any = sample.get(name)
             if not isinstance(value, int | float) and not hasattr(value, "__float__"):
                 known = ", ".join(sample["metrics"])
                 what = "gives no number per item" if name in sample else "is unknown"
@@ -196,7 +200,7 @@ class FileTrack:
                     f"{self._spec.path}: cell {cell.name!r}: {name!r} {what}\n"
                     f"Metrics of {cell.source.task!r}: {known}"
                 )
-            scores[name] = float(value)  # type: ignore[arg-type]  checked above
+            scores[name] = float(value)
         return scores | {RANKING: scores[cell.metrics[0]]}
 
     def _places(self, cell: Cell, split: str) -> tuple[int, list[int]]:
@@ -270,18 +274,6 @@ class FileTrack:
             wrapped = harness.wrap(self._spec, model, _tokenizer(folder))
             self._wrapped = weakref.ref(model), wrapped
         return self._wrapped[1]
-
-
-def _answer(cell: Cell, sample: Mapping[str, Any]) -> str:
-    """The text that a model gave, or the choice that it finds likeliest."""
-    choices: Sequence[str] | None = sample["doc"].get("choices")
-    if not choices:
-        return str(sample["filtered_resps"][0]).strip()
-    likelihoods = [float(answer[0]) for answer in sample["filtered_resps"]]
-    if cell.normalise:
-        lengths = [max(len(choice), 1) for choice in choices]
-        likelihoods = [x / n for x, n in zip(likelihoods, lengths, strict=True)]
-    return choices[max(range(len(choices)), key=likelihoods.__getitem__)].strip()
 
 
 def _set_aside(cell: Cell, total: int, share: float) -> frozenset[int]:

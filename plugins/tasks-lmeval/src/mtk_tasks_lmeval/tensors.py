@@ -108,9 +108,11 @@ def gram_mask(
     """Rows of a linear layer's input that are no padding, (n, T)."""
     module: Any = model
     if module.config.is_encoder_decoder:
-        source = module_name.split(".")[0] == "encoder" or ".encoder." in module_name
         parts = module_name.split(".")
-        crosses = parts[-1] in _KEYS_AND_VALUES and any(part in _CROSS for part in parts)
+        source = "encoder" in parts
+        crosses = parts[-1] in _KEYS_AND_VALUES and any(
+            part in _CROSS for part in parts
+        )
         return inputs["attention_mask" if source or crosses else "counted"]
     head = module.get_output_embeddings()
     if _takes(model, "logits_to_keep") and head is module.get_submodule(module_name):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
+from mtk.loading import resolve
 from mtk_tasks_text.tokens import END, PAD, VOCABULARY
 
 if TYPE_CHECKING:
@@ -50,11 +51,13 @@ class _Head:
 
 def build(seed: int = 0) -> nn.Module:
     """Return a freshly initialised model; global random state is left alone."""
-    from transformers import T5Config, T5ForConditionalGeneration
-
+    # Through `resolve`, because it prepares the import of transformers.
+    library = resolve("transformers")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model: Any = T5ForConditionalGeneration(T5Config(**MODEL_CONFIG))
+        model: Any = library.T5ForConditionalGeneration(
+            library.T5Config(**MODEL_CONFIG)
+        )
     # One embedding serves four places. Registered once, it has one name, as in the
     # checkpoint, and whoever loads or replaces it by name reaches all four.
     for stack in (model.encoder, model.decoder):

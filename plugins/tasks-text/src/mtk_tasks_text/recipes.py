@@ -47,15 +47,15 @@ class Regime:
 
     pretrain_steps: int = 3000
     pretrain_rate: float = 2e-3
-    faint_steps: int = 700
-    faint_rate: float = 5e-4
-    noise: float = 0.6
-    replay: float = 0.25
-    steps: int = 100
+    faint_steps: int = 1200
+    faint_rate: float = 1e-3
+    noise: float = 0.5
+    replay: float = 0.3
+    steps: int = 80
     rate: float = 3e-4
-    multitask_steps: int = 400
+    multitask_steps: int = 240
     pretrain_batch: int = 64
-    batch: int = 32
+    batch: int = 16
 
 
 REGIME = Regime()

@@ -142,7 +142,7 @@ def command(
                 _import(live, root, wanted, experts, failures)
             _make(live, root, wanted, device, report, failures)
             parts = live.parts(root)
-    lost = [p for p in parts if not p["there"] and _matters(p, wanted)]
+    lost = [p for p in parts if not p["there"] and (not only or p["name"] in only)]
     if as_json:
         render.json_text(
             {
@@ -187,10 +187,6 @@ def _wanted(parts: Sequence[Part], only: Sequence[str]) -> list[str]:
             )
     judges = [p["name"] for p in parts if p["kind"] == "judge"]
     return [name for name in made if name in only or name in judges] if only else made
-
-
-def _matters(part: Part, wanted: Sequence[str]) -> bool:
-    return part["kind"] not in MADE or part["name"] in wanted
 
 
 def _remember(cache: Path, root: Path) -> None:
