@@ -135,6 +135,7 @@ def hooks() -> None:
         "mtk_adapters",
         "mtk_metrics",
         "mtk_recipes",
+        "mtk_track_formats",
     ):
         print(f"\n## {name}\n\n{_docstring(getattr(hookspecs, name))}")
 
@@ -151,6 +152,7 @@ def declarations() -> None:
         mtk.RecipeFormat,
         mtk.Task,
         mtk.Track,
+        mtk.TrackFormat,
     ):
         _documented(kind)
 

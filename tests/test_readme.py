@@ -26,7 +26,7 @@ def test_three_llamas_are_made_merged_loaded_and_generate(tmp_path: Path) -> Non
     start = time.monotonic()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     for script in (shell, "python generate.py"):
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(
             ["/bin/bash", "-ec", script],
             cwd=tmp_path,
             env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},

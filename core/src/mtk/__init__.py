@@ -20,6 +20,7 @@ from mtk.declare import (
     Task,
     TensorInfo,
     Track,
+    TrackFormat,
 )
 from mtk.hookspecs import hookimpl
 
@@ -59,6 +60,7 @@ __all__ = [
     "Task",
     "TensorInfo",
     "Track",
+    "TrackFormat",
     "__version__",
     "bench",
     "hookimpl",

@@ -24,6 +24,7 @@ __all__ = [
     "Task",
     "TensorInfo",
     "Track",
+    "TrackFormat",
 ]
 
 Scope = Literal["element", "tensor", "two-pass", "model"]
@@ -292,6 +293,19 @@ class RecipeFormat:
             bool(self.suffixes) and all(s.startswith(".") for s in self.suffixes),
             f"{owner}: suffixes are ends of file names, such as '.yml'",
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackFormat:
+    """A kind of file that describes a track.
+
+    The target is called as ``target(path)`` and returns a :class:`Track`.
+    """
+
+    name: str
+    target: Any
+    summary: str
+    suffixes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import pluggy
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mtk.declare import Adapter, Method, Metric, RecipeFormat, Track
+    from mtk.declare import Adapter, Method, Metric, RecipeFormat, Track, TrackFormat
 
 hookspec = pluggy.HookspecMarker("mtk")
 hookimpl = pluggy.HookimplMarker("mtk")
@@ -77,5 +77,19 @@ def mtk_recipes() -> Iterable[RecipeFormat]:  # type: ignore[empty-body]
         def mtk_recipes():
             yield mtk.RecipeFormat(
                 name="mergekit", target="my_package:read", summary="...", suffixes=(".yml",)
+            )
+    """
+
+
+@hookspec
+def mtk_track_formats() -> Iterable[TrackFormat]:  # type: ignore[empty-body]
+    """Formats of files that describe a track, for ``mtk bench --track FILE``.
+
+    Example::
+
+        @mtk.hookimpl
+        def mtk_track_formats():
+            yield mtk.TrackFormat(
+                name="toml", target="my_package:read", summary="...", suffixes=(".toml",)
             )
     """

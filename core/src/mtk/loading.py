@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import pluggy
 
 from mtk import hookspecs
-from mtk.declare import Adapter, Method, Metric, RecipeFormat, Track
+from mtk.declare import Adapter, Method, Metric, RecipeFormat, Track, TrackFormat
 from mtk.errors import (
     AmbiguousName,
     DeclarationError,
@@ -37,6 +37,7 @@ HOOKS: dict[str, type[Any]] = {
     "mtk_adapters": Adapter,
     "mtk_metrics": Metric,
     "mtk_recipes": RecipeFormat,
+    "mtk_track_formats": TrackFormat,
 }
 KINDS = {
     "mtk_methods": "method",
@@ -44,6 +45,7 @@ KINDS = {
     "mtk_adapters": "adapter",
     "mtk_metrics": "metric",
     "mtk_recipes": "recipe format",
+    "mtk_track_formats": "track format",
 }
 
 
@@ -97,6 +99,7 @@ class Registry:
     adapters: list[Provided[Adapter]] = field(default_factory=list)
     metrics: list[Provided[Metric]] = field(default_factory=list)
     recipes: list[Provided[RecipeFormat]] = field(default_factory=list)
+    track_formats: list[Provided[TrackFormat]] = field(default_factory=list)
 
     def method(self, name: str) -> Provided[Method]:
         """The method of that name or qualified name (``-`` is accepted for ``_``)."""
@@ -167,6 +170,7 @@ def load(files: Iterable[Path | str] = ()) -> Registry:
         registry.adapters,
         registry.metrics,
         registry.recipes,
+        registry.track_formats,
     ):
         offered.sort(key=lambda provided: (provided.item.name, provided.qualified))
     return registry

@@ -85,11 +85,12 @@ def make(
     paths: dict[str, Any] = {
         "base": str(models["base"]),
         "experts": [str(path) for path in models["experts"]],
-        "multitask": str(models["multitask"]),
+        "multitask": str(models["multitask"]) if models["multitask"] else None,
     }
     files = {
         path: _weights(Path(path))
         for path in (paths["base"], *paths["experts"], paths["multitask"])
+        if path is not None
     }
     hashes = {path: _hash(found) for path, found in files.items()}
     found: Found = {
@@ -97,7 +98,7 @@ def make(
         "hashes": {
             "base": hashes[str(paths["base"])],
             "experts": [hashes[path] for path in paths["experts"]],
-            "multitask": hashes[str(paths["multitask"])],
+            **({"multitask": hashes[paths["multitask"]]} if paths["multitask"] else {}),
         },
         "stamps": {
             str(file): _stamp(file) for found in files.values() for file in found

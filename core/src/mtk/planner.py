@@ -244,7 +244,10 @@ def plan(
             if provided.item.reference:
                 _add(result, ground.control(provided, seed), run=True)
     for seed in seeds:
+        made = ground.models.get(seed) or {}
         for name in BASELINES:
+            if made and not set(_USES[name]) <= set(made):
+                continue  # the track has no multitask model
             _add(result, ground.baseline(name, seed), run=True)
     return result
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from mtk import models, planner, records, scores
 from mtk.errors import MtkError, UsageError
-from mtk.loading import load
+from mtk.loading import Plugin, Provided, load, resolve
 from mtk.parameters import complete
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from mtk.declare import Method, Metric, Track
-    from mtk.loading import Provided, Registry
+    from mtk.loading import Registry
     from mtk.planner import Item, Plan
     from mtk.scores import Row
 
@@ -159,12 +159,15 @@ def _is_file(name: str) -> bool:
 
 def _track(registry: Registry, track: str | Track) -> Provided[Track]:
     if isinstance(track, str):
+        suffix = Path(track).suffix
+        for form in registry.track_formats:
+            if suffix in form.item.suffixes:
+                made: Track = resolve(form.item.target)(track)
+                return Provided(made, form.plugin)
         return registry.track(track)
     for provided in registry.tracks:
         if provided.item == track:
             return provided
-    from mtk.loading import Plugin, Provided
-
     here = Plugin(
         distribution="python", version="0", entry_point="", module="", seconds=0.0,
         hooks=(), imported_torch=False,

@@ -15,7 +15,7 @@ from mtk_cli.render import Column
 if TYPE_CHECKING:
     from mtk.loading import Plugin, Registry
 
-KINDS = ("methods", "tracks", "adapters", "metrics")
+KINDS = ("methods", "tracks", "adapters", "metrics", "recipes", "track_formats")
 
 
 @declare(
@@ -57,9 +57,15 @@ def _offers(registry: Registry, plugin: Plugin) -> dict[str, list[str]]:
     }
 
 
+def _word(kind: str, count: int) -> str:
+    words = {"recipes": "recipe formats", "track_formats": "track formats"}
+    many = words.get(kind, kind)
+    return many if count > 1 else many[:-1]
+
+
 def _row(registry: Registry, plugin: Plugin, timings: bool) -> list[Any]:
     offers = [
-        f"{len(names)} {kind if len(names) > 1 else kind[:-1]}"
+        f"{len(names)} {_word(kind, len(names))}"
         for kind, names in _offers(registry, plugin).items()
         if names
     ]

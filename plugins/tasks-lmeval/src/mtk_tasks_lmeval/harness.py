@@ -199,7 +199,7 @@ def _right(task: Any, instance: Any) -> tuple[str, str] | None:
 
 @contextlib.contextmanager
 def same_randomness() -> Iterator[None]:
-    """Give everybody's random state back: the harness seeds all generators."""
+    """Give torch and numpy their random state back: the harness seeds them."""
     before, arrays = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         try:

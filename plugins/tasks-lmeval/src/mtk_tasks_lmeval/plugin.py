@@ -27,3 +27,20 @@ def mtk_metrics() -> Iterator[mtk.Metric]:
             target=partial(pick, name),
             summary=f"lm-evaluation-harness: {meaning}",
         )
+
+
+@mtk.hookimpl
+def mtk_track_formats() -> Iterator[mtk.TrackFormat]:
+    yield mtk.TrackFormat(
+        name="toml",
+        target="mtk_tasks_lmeval.plugin:read_track",
+        summary="A track of one's own: base, experts, cells of lm-evaluation-harness or JSONL",
+        suffixes=(".toml",),
+    )
+
+
+def read_track(path: str) -> mtk.Track:
+    """The track that a file describes."""
+    from mtk_tasks_lmeval import load_track
+
+    return load_track(path)[0]
