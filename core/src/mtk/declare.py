@@ -346,6 +346,8 @@ class Track:
             log-probabilities over the last dimension; ``gaussian``, the mean of a unit
             Gaussian (a diffusion model's noise); or ``none``.
         base: the model that experts start from, in a few words.
+        most_steps: cap on the parameter ``steps`` of methods that learn, where one step
+            of the model is dear. Part of ``version``.
         version: of data and recipes together; part of every record.
         options: protocol fields with defaults, for example ``head_scope``.
         merge: tensor-name patterns that are merged; all others stay at the base.
@@ -362,6 +364,7 @@ class Track:
     options: tuple[Param, ...] = ()
     merge: tuple[str, ...] = ("*",)
     base: str = ""
+    most_steps: int | None = None
     source: str = ""
     licence: str = ""
     embedded: bool = True

@@ -193,6 +193,10 @@ def _method(session: Session, item: Item) -> dict[str, Any]:
     notes: list[str] = []
     for point in item.trials:
         params = complete(method.params, point, owner=method.name, experts=len(experts))
+        most = session.track.most_steps
+        if most is not None and "steps" not in point and params.get("steps", 0) > most:
+            params["steps"] = most
+            notes = [f"steps={most}, the most this track allows"]
         job, collected = session.job(method, params, experts)
         statistics_seconds = max(statistics_seconds, collected.seconds)
         notes += [note for note in collected.notes if note not in notes]

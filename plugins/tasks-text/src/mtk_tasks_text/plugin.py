@@ -24,6 +24,7 @@ def mtk_tasks() -> Iterator[mtk.Track]:
         version=VERSION,
         adapter="full",
         output="categorical",
+        most_steps=40,
         base="byte-level T5, 1.3 M parameters, pre-trained on translating CLDR data",
         tasks=tuple(
             mtk.Task(
