@@ -49,7 +49,14 @@ def test_the_template_package_joins(fresh, build, tmp_path: Path) -> None:
 def test_it_stands_in_the_table_with_a_rank(fresh) -> None:
     out = json.loads(
         fresh.mtk(
-            "bench", "--method", "my-merge", "--method", "task_arithmetic", "--json"
+            "bench",
+            "--track",
+            "digits-clip",
+            "--method",
+            "my-merge",
+            "--method",
+            "task_arithmetic",
+            "--json",
         )
     )
     rows = {row["name"]: row for row in out["rows"]}
@@ -58,7 +65,7 @@ def test_it_stands_in_the_table_with_a_rank(fresh) -> None:
     )
     assert rows["my_merge"]["rank"] in (1, 2, 3)
     assert rows["my_merge"]["held_in"] > rows["pretrained"]["held_in"]
-    table = fresh.mtk("bench", "--method", "my_merge")
+    table = fresh.mtk("bench", "--track", "digits-clip", "--method", "my_merge")
     assert "my_merge" in table
     assert "average" in table
 
@@ -124,7 +131,7 @@ def test_broken_packages_are_named_and_stop_nobody(
     assert "mtk-methods-weights:average" in ambiguous
     names = ["boom", "nan", "inplace", "shape", "mtk-methods-weights:average"]
     arguments = [part for name in names for part in ("--method", name)]
-    out = broken.mtk("bench", *arguments, code=1)
+    out = broken.mtk("bench", "--track", "digits-clip", *arguments, code=1)
     for name in names[:4]:
         assert f"broken-raises:{name}" in out
     assert "average" in out

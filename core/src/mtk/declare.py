@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from mtk._declaring import NAME, SLUG, Param, one_of, require
+from mtk._formats import RecipeFormat, TrackFormat
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -271,41 +272,6 @@ class Adapter:
         require(bool(SLUG.fullmatch(self.name)), f"adapter {self.name!r}: bad name")
         one_of(f"adapter {self.name!r}", "kind", self.kind, ("full", "lora", "moe"))
         require(bool(self.views), f"adapter {self.name!r}: at least one view")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecipeFormat:
-    """A kind of file that says what to merge.
-
-    The target is called as ``target(path)`` and returns a :class:`mtk.recipes.Recipe`.
-    ``suffixes`` are the ends of the file names it reads.
-    """
-
-    name: str
-    target: Any
-    summary: str
-    suffixes: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        owner = f"recipe format {self.name!r}"
-        require(bool(SLUG.fullmatch(self.name)), f"{owner}: bad name")
-        require(
-            bool(self.suffixes) and all(s.startswith(".") for s in self.suffixes),
-            f"{owner}: suffixes are ends of file names, such as '.yml'",
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrackFormat:
-    """A kind of file that describes a track.
-
-    The target is called as ``target(path)`` and returns a :class:`Track`.
-    """
-
-    name: str
-    target: Any
-    summary: str
-    suffixes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
