@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,3 +205,5 @@ def _quieten() -> None:
     """No progress bars and remarks of transformers between our own lines."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if "transformers" in sys.modules:  # it has read them already
+        importlib.import_module("transformers.utils.logging").disable_progress_bar()
