@@ -1,4 +1,4 @@
-"""Wheels of the workspace, and fresh environments to install them in."""
+"""Wheels of the workspace, fresh environments to install them in, and a warm child."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from safety_child import Child
 
 ROOT = Path(__file__).parent.parent
 PROJECTS = [
@@ -105,3 +106,11 @@ def environment():
 def build():
     """``build(project, folder)``: a wheel."""
     return build_wheel
+
+
+@pytest.fixture(scope="module")
+def child():
+    """A process that runs command lines in forks of itself."""
+    process = Child()
+    yield process
+    process.close()

@@ -6,13 +6,13 @@ it is imported. The child refuses, and reports, every connection that leaves the
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import hub_stand_in as stand_in
 import pytest
 import torch
 from safetensors.torch import load, save
@@ -23,13 +23,6 @@ from mtk.errors import UsageError
 from mtk.folders import check_manifest, new_folder, put_file, write_manifest
 
 pytest.importorskip("huggingface_hub")
-
-_spec = importlib.util.spec_from_file_location(
-    "hub_stand_in", Path(__file__).with_name("hub_stand_in.py")
-)
-stand_in = importlib.util.module_from_spec(_spec)
-sys.modules["hub_stand_in"] = stand_in
-_spec.loader.exec_module(stand_in)
 
 CHILD = """
 import json, os, sys

@@ -5,40 +5,23 @@ Every case is a real command line in a fork of one warm process (``safety_child.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from safety_models import (
+    CONFIG,
+    SECRET,
+    TOKENIZER,
+    merge,
+    nothing,
+    write_model,
+    written,
+)
 
-
-def _helper(name: str):
-    spec = importlib.util.spec_from_file_location(
-        name, Path(__file__).with_name(f"{name}.py")
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-safety_child, models = _helper("safety_child"), _helper("safety_models")
-merge, nothing, written = models.merge, models.nothing, models.written
-CONFIG, TOKENIZER, SECRET = models.CONFIG, models.TOKENIZER, models.SECRET
-
-
-@pytest.fixture(scope="module")
-def child():
-    process = safety_child.Child()
-    yield process
-    process.close()
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    return models.make_place(tmp_path)
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def sparse(path: Path, size: int) -> None:
@@ -255,7 +238,7 @@ def test_a_linked_folder_of_templates(child, place: Path) -> None:
 def test_the_cache_of_the_hub_works(child, place: Path) -> None:
     blobs = place / "hub" / "models--a--b" / "blobs"
     snapshot = place / "hub" / "models--a--b" / "snapshots" / "0123"
-    models.write_model(snapshot, 3)
+    write_model(snapshot, 3)
     blobs.mkdir()
     for number, file in enumerate(sorted(snapshot.iterdir())):
         blob = blobs / f"{number:040x}"

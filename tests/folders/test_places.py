@@ -5,51 +5,17 @@ Every case is a real command line in a fork of one warm process (``safety_child.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import stat
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from safety_folders import MERGE, check_result, contents, remains, write_model
 
 from mtk.folders import stale
 
-
-def _helper(name: str):
-    spec = importlib.util.spec_from_file_location(
-        name, Path(__file__).with_name(f"{name}.py")
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-safety_child, folders = _helper("safety_child"), _helper("safety_folders")
-MERGE, state, write_model = folders.MERGE, folders.state, folders.write_model
-contents, check_result, remains = (
-    folders.contents,
-    folders.check_result,
-    folders.remains,
-)
-
-
-@pytest.fixture(scope="module")
-def child():
-    process = safety_child.Child()
-    yield process
-    process.close()
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A folder with three models; their bytes must be the same at the end."""
-    for seed, name in enumerate(("base", "e0", "e1")):
-        write_model(tmp_path / name, seed)
-    before = contents(tmp_path / "base", tmp_path / "e0", tmp_path / "e1")
-    yield tmp_path
-    assert contents(tmp_path / "base", tmp_path / "e0", tmp_path / "e1") == before
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])

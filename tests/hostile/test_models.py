@@ -5,43 +5,19 @@ Every case is a real command line in a fork of one warm process (``safety_child.
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 import zipfile
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from safety_models import CONFIG, merge, nothing, written
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-def _helper(name: str):
-    spec = importlib.util.spec_from_file_location(
-        name, Path(__file__).with_name(f"{name}.py")
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-safety_child, models = _helper("safety_child"), _helper("safety_models")
-merge, nothing, written = models.merge, models.nothing, models.written
-CONFIG = models.CONFIG
 TEMPLATE = "{% for x in ().__class__.__base__.__subclasses__() %}{{ x }}{% endfor %}"
-
-
-@pytest.fixture(scope="module")
-def child():
-    process = safety_child.Child()
-    yield process
-    process.close()
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    return models.make_place(tmp_path)
 
 
 def test_code_is_neither_run_nor_carried(child, place: Path) -> None:

@@ -6,57 +6,22 @@ Every case is a real command line in a fork of one warm process (``safety_child.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import shutil
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from safetensors.torch import load_file, save_file
+from safety_child import Child
+from safety_folders import MERGE, check_result, contents, remains, state, write_model
 
 from mtk.errors import CheckpointError
 from mtk.folders import check_manifest, stale
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
-
-
-def _helper(name: str):
-    spec = importlib.util.spec_from_file_location(
-        name, Path(__file__).with_name(f"{name}.py")
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-safety_child, folders = _helper("safety_child"), _helper("safety_folders")
-MERGE, state, write_model = folders.MERGE, folders.state, folders.write_model
-contents, check_result, remains = (
-    folders.contents,
-    folders.check_result,
-    folders.remains,
-)
-
-
-@pytest.fixture(scope="module")
-def child():
-    process = safety_child.Child()
-    yield process
-    process.close()
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A folder with three models; their bytes must be the same at the end."""
-    for seed, name in enumerate(("base", "e0", "e1")):
-        write_model(tmp_path / name, seed)
-    before = contents(tmp_path / "base", tmp_path / "e0", tmp_path / "e1")
-    yield tmp_path
-    assert contents(tmp_path / "base", tmp_path / "e0", tmp_path / "e1") == before
 
 
 def test_killed_at_every_step_nothing_looks_complete(child, place: Path) -> None:
@@ -185,7 +150,7 @@ def test_too_little_space_is_said_before_anything_is_written(
 
 
 def test_of_two_runs_into_one_output_exactly_one_wins(child, place: Path) -> None:
-    other = safety_child.Child()
+    other = Child()
     try:
         for round_ in range(3):
             out = f"out{round_}"
