@@ -40,8 +40,8 @@ def score(
     found = resolve(metric.target)(predictions=predictions, references=references)
     if metric.kind == "set":
         value, error = (float(number) for number in found)
-        _finite(metric, [value, error])
-        return Score(value, error=error)
+        _finite(metric, [value])
+        return Score(value, error=error if math.isfinite(error) else None)
     items = [float(number) for number in found]
     if len(items) != len(references) or not items:
         raise CheckpointError(

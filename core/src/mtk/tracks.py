@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mtk.batches import Batch
+    from mtk.roots import Part
 
 
 class Models(TypedDict):
@@ -92,3 +93,30 @@ class LiveTrack(Protocol):
 
     def missing(self) -> Sequence[str]:
         """What this machine lacks to run the track, one phrase each."""
+
+    # What follows is for tracks whose data and weights are the user's to bring, in a
+    # folder called the root; ``mtk tracks prepare`` calls it, and :mod:`mtk.roots` helps.
+
+    def parts(self, root: Path) -> Sequence[Part]:
+        """What must be there, in the order in which it is to be got.
+
+        Missing things are no errors; weights are not read.
+        """
+
+    def fetch(
+        self, root: Path, name: str, report: Callable[[str, float], None]
+    ) -> None:
+        """Download one part of kind ``weights`` or ``data``; only when asked to."""
+
+    def make(
+        self,
+        root: Path,
+        name: str,
+        report: Callable[[str, float], None],
+        *,
+        device: str = "cpu",
+    ) -> None:
+        """Make one part that is ready. A killed run goes on; the result appears whole."""
+
+    def adopt(self, root: Path, name: str, source: Path) -> None:
+        """Import one expert from a file or folder, checked and copied."""

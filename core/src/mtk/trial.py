@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import platform
@@ -20,12 +19,13 @@ import torch
 import mtk
 from mtk import records
 from mtk.loading import load, resolve
+from mtk.making import one_thread
 from mtk.merging import execute
 from mtk.parameters import complete
 from mtk.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from mtk.declare import Method, Track
     from mtk.loading import Registry
@@ -46,17 +46,6 @@ class Setting:
     cache: Path
     results: Path
     found: Mapping[int, Mapping[str, Any]]
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread: the same bytes on every run, and no spinning beside other workers."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def start_worker(files: tuple[str, ...]) -> None:

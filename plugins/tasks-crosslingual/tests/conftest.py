@@ -10,13 +10,14 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import MT5Config, MT5ForConditionalGeneration, PreTrainedTokenizerFast
 
+from mtk.roots import note_root
+from mtk.training import Regime
 from mtk_tasks_crosslingual.cells import Cuts
-from mtk_tasks_crosslingual.fitting import Regime
 
 SPECIAL = ("<pad>", "</s>")
 # Rows for every split even after the cuts.
 CUTS = Cuts(held_back=2, wiki_validation=2, wiki_test=2, xquad_validation=4)
-REGIME = Regime(rate=1e-2, batch=4, micro=2, steps=1, every=1)
+REGIME = Regime(rate=1e-2, batch=4, steps=1, every=1, half=False)
 PARAGRAPH = " ".join(f"palabra{i}" for i in range(30))
 
 
@@ -34,7 +35,7 @@ def save_base(folder, seed=0):
         config = MT5Config(
             vocab_size=258, d_model=16, d_kv=8, num_heads=2, d_ff=24, num_layers=1,
             num_decoder_layers=1, pad_token_id=0, eos_token_id=1,
-            decoder_start_token_id=0, dropout_rate=0.0,
+            decoder_start_token_id=0, dropout_rate=0.1,
         )  # fmt: skip
         model = MT5ForConditionalGeneration(config)
         model.save_pretrained(folder)
@@ -150,6 +151,7 @@ def opened(filled, tmp_path):
     from mtk_tasks_crosslingual.track import CrosslingualMt5
 
     cache = tmp_path / "cache"
-    cache.mkdir()
-    (cache / "root.json").write_text(json.dumps({"root": str(filled)}))
-    return CrosslingualMt5(cache=cache, seed=0, options={}, cuts=CUTS, regime=REGIME)
+    note_root(cache, filled)
+    return CrosslingualMt5(
+        cache=cache, seed=0, options={"micro": 2}, cuts=CUTS, regime=REGIME
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import string
 
 import pytest
@@ -19,8 +18,8 @@ from mtk_tasks_crosslingual.cells import (
     Cuts,
     parse,
 )
-from mtk_tasks_crosslingual.download import address, lines
-from mtk_tasks_crosslingual.sets import examples, rows, set_of
+from mtk_tasks_crosslingual.layouts import rows
+from mtk_tasks_crosslingual.sets import examples
 from mtk_tasks_crosslingual.templates import ANSWERS, TEMPLATES
 
 SMALL = Cuts(held_back=2, wiki_validation=2, wiki_test=2, xquad_validation=4)
@@ -155,20 +154,3 @@ def test_bad_rows_are_named(tmp_path, text):
     file.write_text(text + "\n")
     with pytest.raises(UsageError, match=r"test\.jsonl"):
         examples(tmp_path, "nli-ar", "test", SMALL)
-
-
-def test_every_file_has_an_address_on_the_hub():
-    for cell in CELLS:
-        found = set_of(cell)
-        for file in set(found.files.values()) - {""}:
-            repo, _, split, _ = address(found.folder, file)
-            assert "/" in repo
-            assert split in ("train", "validation", "test")
-
-
-def test_downloaded_rows_are_those_that_are_read(filled, tmp_path):
-    original = list(rows(filled / "data" / "tydiqa" / "train.jsonl"))
-    more = [row | {"document_title": "t"} for row in original]
-    kept = ("language", "question_text", "document_plaintext", "annotations")
-    written = [json.loads(line) for line in lines(more, kept)]
-    assert written == original

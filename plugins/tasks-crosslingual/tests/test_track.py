@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,18 +12,21 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoTokenizer, MT5ForConditionalGeneration
 
+from mtk import roots
 from mtk.errors import CheckpointError, UsageError
 from mtk.folders import check_manifest
-from mtk_tasks_crosslingual import fitting, home
+from mtk.randomness import stream
+from mtk.training import Regime, items
+from mtk_tasks_crosslingual import recipe
 from mtk_tasks_crosslingual.cells import (
     CELLS,
     HELD_IN,
     METRICS,
+    MICRO,
     MULTITASK,
     RANKED,
     parse,
 )
-from mtk_tasks_crosslingual.fitting import Regime
 from mtk_tasks_crosslingual.templates import ANSWERS
 from mtk_tasks_crosslingual.track import CrosslingualMt5
 
@@ -51,9 +54,10 @@ def root(filled, tmp_path):
 
 
 def with_root(opened, root, **changes):
-    (opened.cache / "root.json").write_text(json.dumps({"root": str(root)}))
+    roots.note_root(opened.cache, root)
     given = {"cuts": opened._cuts, "regime": opened._given} | changes
-    return CrosslingualMt5(cache=opened.cache, seed=0, options={}, **given)
+    options = {"micro": given.pop("micro", 2)}
+    return CrosslingualMt5(cache=opened.cache, seed=0, options=options, **given)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -175,104 +179,73 @@ def test_every_recipe_runs_one_step(opened, root, name):
     assert {n: t.shape for n, t in base.items()} == {
         n: t.shape for n, t in made.items()
     }
-    assert not home.training_state(folder).exists()
+    assert not roots.training_state(folder).exists()
     assert {p["name"] for p in track.parts(root) if p["there"]} >= {name}
 
 
-def test_one_step_is_that_of_adamw(opened, root, tokenizer):
-    """The trained weights, against a plain step on the same items."""
-    track = with_root(opened, root)
+def state_after(step, track, root, name):
+    """What an expert's training has left behind when it is killed after a step."""
+
+    def kill(text, _share):
+        if f"step {step}," in text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        track.make(root, name, kill)
+    folder = track.place(root, name)
+    assert not folder.exists()
+    return load_file(roots.training_state(folder))
+
+
+@pytest.mark.parametrize("micro", [4, 3, 1])
+def test_one_step_is_that_of_adamw(opened, root, tokenizer, micro):
+    """The trained weights, against a plain step on the same items and dropout."""
+    track = with_root(opened, root, micro=micro)
     pairs = track._pairs(root, "nli-ar")
     assert len(pairs) == 5 * 2
-    items = fitting.items_of(len(pairs), track._regime, 0)
-    model = MT5ForConditionalGeneration.from_pretrained(root / "base").eval()
+    chosen = items(len(pairs), 0, track._regime).tolist()
+    model = MT5ForConditionalGeneration.from_pretrained(root / "base").train()
+    assert model.config.dropout_rate == 0.1
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
-    for start in (0, 2):
-        prompts, answers = zip(
-            *(pairs[i] for i in items[start : start + 2]), strict=True
-        )
+    for start in range(0, 4, micro):
+        part = chosen[start : start + micro]
+        prompts, answers = zip(*(pairs[i] for i in part), strict=True)
         x = tokenizer(list(prompts), padding=True, return_tensors="pt")
         y = tokenizer(list(answers), padding=True, return_tensors="pt")
         labels = y["input_ids"].masked_fill(y["attention_mask"] == 0, -100)
+        dice = stream(track._regime.seed, "dropout", 0, start).initial_seed()
+        torch.manual_seed(dice)
         scores = model(**x, labels=labels).logits
         loss = functional.cross_entropy(scores.flatten(0, 1), labels.flatten())
-        (loss / 2).backward()
+        (loss * len(part) / 4).backward()
     optimiser.step()
-    from mtk_tasks_crosslingual import model as mt5
-
-    trained = mt5.load(root / "base")
-
-    def loss_of(part):
-        batch = mt5.encode(tokenizer, *zip(*(pairs[i] for i in part), strict=True))
-        return mt5.loss(trained, batch)
-
-    scores = iter([0.0, 1.0])
-    fitting.fit(
-        trained, count=len(pairs), loss=loss_of, score=lambda: next(scores),
-        regime=track._regime, state=root / "state.safetensors", report=quiet,
-    )  # fmt: skip
-    for (name, a), b in zip(
-        trained.named_parameters(), model.parameters(), strict=True
-    ):
-        torch.testing.assert_close(a, b, msg=name)
+    expected = dict(model.named_parameters())
+    trained = state_after(1, track, root, "nli-ar")
+    for name, weight in expected.items():
+        torch.testing.assert_close(trained[f"now.{name}"], weight.detach(), msg=name)
 
 
-class Point(torch.nn.Module):
-    """One weight, for runs that can be followed by hand."""
-
-    def __init__(self):
-        super().__init__()
-        self.x = torch.nn.Parameter(torch.tensor([4.0]))
-
-
-def run_point(tmp_path, regime, *, stop_at=None, scores=None, name="state"):
-    point, steps = Point(), []
-
-    def loss(items):
-        steps.append(list(items))
-        if stop_at is not None and len(steps) > stop_at:
-            raise KeyboardInterrupt
-        return (point.x * (1 + torch.tensor(items, dtype=torch.float32))).pow(2).mean()
-
-    given = iter(scores) if scores else None
-    progress = None
-    with contextlib.suppress(KeyboardInterrupt):
-        progress = fitting.fit(
-            point, count=5, loss=loss,
-            score=(lambda: next(given)) if given else (lambda: -float(point.x.detach() ** 2)),
-            regime=regime, state=tmp_path / f"{name}.safetensors", report=quiet,
-        )  # fmt: skip
-    return point, progress
-
-
-def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path):
-    regime = Regime(rate=0.1, batch=3, micro=3, steps=8, every=2, patience=99)
-    whole, _ = run_point(tmp_path, regime, name="whole")
-    run_point(tmp_path, regime, stop_at=5)
-    assert fitting.begun(tmp_path / "state.safetensors") == 4
-    resumed, progress = run_point(tmp_path, regime)
-    assert torch.equal(resumed.x, whole.x)
-    assert [step for step, _ in progress.history] == [0, 2, 4, 6, 8]
-
-
-def test_training_stops_early_and_keeps_the_best(tmp_path):
-    regime = Regime(rate=0.1, batch=2, micro=2, steps=50, every=1, patience=2)
-    best, _ = run_point(
-        tmp_path,
-        Regime(rate=0.1, batch=2, micro=2, steps=2, every=1, patience=2),
-        scores=[0.0, 1.0, 2.0],
-        name="best",
-    )
-    point, progress = run_point(tmp_path, regime, scores=[0.0, 1.0, 2.0, 1.5, 1.0, 9.0])
-    assert (progress.step, progress.best_step) == (4, 2)
-    assert torch.equal(point.x, best.x)
+def test_an_expert_that_was_killed_goes_on_to_the_same_weights(opened, root):
+    regime = Regime(rate=1e-2, batch=4, steps=3, every=1, patience=9, half=False)
+    track = with_root(opened, root, regime=regime)
+    whole = state_after(3, track, root, "sense-de")
+    roots.training_state(track.place(root, "sense-de")).unlink()
+    state_after(2, track, root, "sense-de")
+    (begun,) = (p for p in track.parts(root) if p["name"] == "sense-de")
+    assert (begun["there"], begun["ready"]) == (False, True)
+    assert "2 of at most 3 steps" in begun["note"]
+    resumed = state_after(3, track, root, "sense-de")
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    track.make(root, "sense-de", quiet)
+    training = check_manifest(track.place(root, "sense-de"))["mtk"]["training"]
+    assert [step for step, _ in training["history"]] == [0, 1, 2, 3]
 
 
 def test_an_expert_is_imported_if_it_fits(opened, root, tmp_path):
     track = with_root(opened, root)
     shutil.copytree(root / "base", tmp_path / "expert")
     track.adopt(root, "qa-en", tmp_path / "expert")
-    assert home.is_whole(track.place(root, "qa-en"))
+    assert roots.is_made(track.place(root, "qa-en"))
     weights = load_file(tmp_path / "expert" / "model.safetensors")
     weights["lm_head.weight"] = weights["lm_head.weight"][:-1].clone()
     save_file(weights, tmp_path / "expert" / "model.safetensors", {"format": "pt"})
@@ -313,13 +286,37 @@ def test_weights_that_are_missing_are_not_drawn_at_random(filled, tmp_path):
         mt5.load(tmp_path / "base")
 
 
-def test_the_model_itself_cannot_be_fetched(opened, filled):
-    with pytest.raises(UsageError, match="Convert it"):
+def test_a_model_without_one_of_its_shards_is_not_there(opened, filled, tmp_path):
+    shutil.copytree(filled / "base", tmp_path / "base")
+    index = tmp_path / "base" / "model.safetensors.index.json"
+
+    def note():
+        (found,) = (p for p in opened.parts(tmp_path) if p["name"] == "base")
+        assert bool(found["todo"]) != found["there"]
+        return found["note"]
+
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+    assert note() == "there"
+    index.write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
+    assert note() == "model-2.safetensors is missing"
+    index.write_text("[]")
+    assert "cannot be read" in note()
+    index.unlink()
+    (tmp_path / "base" / "tokenizer.json").unlink()
+    assert note() == "no tokenizer"
+
+
+def test_a_base_that_is_there_is_not_downloaded_over(opened, filled):
+    before = sorted((filled / "base").iterdir())
+    with pytest.raises(UsageError, match="move it away"):
         opened.fetch(filled, "base", quiet)
+    assert sorted((filled / "base").iterdir()) == before
 
 
 def test_the_protocol_s_recipe():
-    assert Regime() == Regime(
-        rate=5e-4, batch=1024, steps=5000, every=100, patience=5, seed=42, micro=4
-    )
+    wanted = Regime(rate=5e-4, batch=1024, steps=5000, every=100, patience=5, seed=42)
+    assert replace(wanted, half=False) == recipe.PROTOCOL
+    assert MICRO == 4
+    assert recipe.PROTOCOL.decay == 0.0
+    assert recipe.PROTOCOL.clip is None
     assert RANKED == ("nli", "sense", "answerability")

@@ -22,7 +22,7 @@ recipes = resolve("mtk_tasks_diffusion.recipes")
 peft = resolve("peft")
 diffusers = resolve("diffusers")
 
-QUICK = recipes.Regime(batch=8, rate=2e-2)
+QUICK = recipes.Regime(steps=3, batch=8, rate=2e-2)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def adapters(base: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("adapters")
     paths = []
     for seed, cell in enumerate(["plain-01", "inverted-23"]):
-        made = recipes.finetune(base, [cell], steps=3, seed=seed, regime=QUICK)
+        made = recipes.tuned(base, [cell], seed=seed, regime=QUICK)
         recipes.save_adapter(made, folder / cell)
         paths.append(folder / cell)
     return paths
@@ -115,7 +115,7 @@ def test_diffusers_reads_what_is_written_and_nothing_is_lost(
 
 
 def test_peft_reads_an_adapter_and_nothing_is_lost(base: Any, tmp_path: Path) -> None:
-    made = recipes.finetune(base, ["faint-67"], steps=2, seed=3, regime=QUICK)
+    made = recipes.tuned(base, ["faint-67"], seed=3, regime=QUICK)
     recipes.save_adapter(made, tmp_path / "adapter")
     read = peft.PeftModel.from_pretrained(model.load(ASSET), tmp_path / "adapter")
     assert torch.equal(velocity(read), velocity(made))
@@ -126,7 +126,7 @@ def test_peft_reads_an_adapter_and_nothing_is_lost(base: Any, tmp_path: Path) ->
 
 
 def test_experts_leave_everything_but_their_targets_alone(base: Any) -> None:
-    made = recipes.finetune(base, ["faint-67"], steps=2, seed=3, regime=QUICK)
+    made = recipes.tuned(base, ["faint-67"], seed=3, regime=QUICK)
     trained = {n for n, p in made.named_parameters() if p.requires_grad}
     assert trained
     assert all("lora_" in name for name in trained)

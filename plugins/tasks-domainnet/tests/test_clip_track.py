@@ -10,17 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-import mtk
+from mtk import training
 from mtk.checkpoint import SafetensorsCheckpoint
 from mtk.errors import CheckpointError, UsageError
 from mtk.loading import resolve
-from mtk_tasks_domainnet import home, lists, plugin
+from mtk.roots import training_state
+from mtk_tasks_domainnet import lists
 from mtk_tasks_domainnet.cells import CIFAR
 
 clip = resolve("mtk_tasks_domainnet.clip")
 clip_data = resolve("mtk_tasks_domainnet.clip_data")
 clip_recipes = resolve("mtk_tasks_domainnet.clip_recipes")
-fitting = resolve("mtk_tasks_domainnet.fitting")
 track_module = resolve("mtk_tasks_domainnet.clip_track")
 open_clip = resolve("open_clip")
 
@@ -41,11 +41,13 @@ def states(parts):
 
 
 def test_recipe_is_the_protocols():
-    said = fitting.Regime(
+    said = training.Regime(
         rate=2e-5, batch=128, steps=1000, seed=42, every=50, patience=5
     )
     assert said == clip_recipes.EXPERT
     assert clip_recipes.MULTITASK.steps == 10_000
+    assert said.half  # float16 autocast, on a GPU
+    assert (said.decay, said.clip) == (0, None)
 
 
 def test_images_are_what_open_clips_evaluation_transform_gives(track, root):
@@ -135,6 +137,16 @@ def test_prompts_can_have_spaces(cache, mini, regime):
     assert same.tolist() == [False, True]  # alarm_clock, nail
 
 
+def test_models_of_other_prompts_and_seeds_lie_apart(cache, mini, regime, root):
+    places = {
+        make_track(cache, mini, regime, seed, names=names).place(root, "clipart-tool")
+        for seed in (0, 1)
+        for names in ("raw", "spaces")
+    }
+    assert len(places) == 4
+    assert all(root / "mtk" in place.parents for place in places)
+
+
 def test_base_ability_has_a_head_of_its_own(track, root):
     sizes = [
         len(track.data(CIFAR, s)["labels"]) for s in ("train", "validation", "test")
@@ -170,7 +182,7 @@ def test_an_expert_learns_its_cell_in_the_vision_tower_only(track, root, quiet, 
     scores = [score for _, score in facts["history"]]
     assert max(scores) > scores[0]
     assert facts["regime"]["seed"] == 42
-    assert not home.training_state(folder).exists()
+    assert not training_state(folder).exists()
     # open_clip reads it as it stands.
     theirs = open_clip.create_model(f"local-dir:{folder}").eval()
     images = torch.randn(2, 3, 16, 16)
@@ -194,13 +206,13 @@ def test_a_killed_expert_goes_on(cache, mini, regime, root, quiet, monkeypatch):
     assert part["ready"]
     assert part["note"] == "begun, 2 of at most 6 steps"
     steps = []
-    true = fitting.batch_of
+    true = training.items
 
-    def counted(count, regime, step):
+    def counted(count, step, regime):
         steps.append(step)
-        return true(count, regime, step)
+        return true(count, step, regime)
 
-    monkeypatch.setattr(fitting, "batch_of", counted)
+    monkeypatch.setattr(training, "items", counted)
     whole.make(root, "clipart-tool", quiet)
     assert steps[0] == 2
     assert (folder / "open_clip_model.safetensors").read_bytes() == wanted
@@ -233,7 +245,7 @@ def test_parts_say_what_is_missing_and_what_to_do(tmp_path, cache, mini, regime)
     empty.mkdir()
     parts = track.parts(empty)
     assert [p["name"] for p in parts] == [
-        *("weights", "groups", "lists", "images/clipart", "images/real"),
+        *("weights", "lists", "images/clipart", "images/real"),
         *(f"ability/{CIFAR}", "clipart-tool", "real-office", "multitask"),
     ]
     assert not any(p["there"] or p["ready"] for p in parts)
@@ -292,7 +304,24 @@ def test_lists_of_another_length_than_the_official_are_not_taken(root):
         cache=root, seed=0, options={}
     ).parts(root)}  # fmt: skip
     assert "30 lines, not 33,525" in parts["lists"]["note"]
-    assert not parts["groups"]["there"]
+    assert not parts["lists"]["there"]
+    assert parts["images/real"]["note"] == "a folder"  # not looked into without lists
+
+
+def test_lists_and_grid_must_speak_of_the_same_classes(cache, mini, regime, root):
+    other = replace(mini, groups={**mini.groups, "tool": ("hammer", "anvil", "axe")})
+    (part,) = (
+        p for p in make_track(cache, other, regime).parts(root) if p["name"] == "lists"
+    )
+    assert not part["there"]
+    assert part["note"] == "the class 'anvil' is in no list (nor 1 others)"
+    with pytest.raises(UsageError, match="parts are missing: lists"):
+        make_track(cache, other, regime).make(root, "clipart-tool", lambda *_: None)
+    other = replace(mini, groups={**mini.groups, "office": ("nail",)})
+    notes = {p["name"]: p["note"] for p in make_track(cache, other, regime).parts(root)}
+    assert notes["lists"] == "the class 'alarm_clock' is in no group"
+    notes = {p["name"]: p["note"] for p in make_track(cache, mini, regime).parts(root)}
+    assert notes["lists"] == "84 images are listed, of 3 classes"
 
 
 def test_experts_are_imported_whole_or_not_at_all(track, root, tmp_path, quiet):
@@ -345,61 +374,3 @@ def test_without_root_or_models_the_track_says_what_to_do(tmp_path, track, root,
         track_module.DomainNetClip(
             cache=tmp_path, seed=0, options={"head_scope": "all"}
         )
-
-
-def test_the_whole_bench_runs_on_a_miniature(
-    tmp_path, whole_root, mini, regime, quiet, monkeypatch
-):
-    root = shutil.copytree(whole_root, tmp_path / "root")
-    registry = mtk.load()
-    if not (
-        {"full"} <= {a.item.name for a in registry.adapters}
-        and {"average", "regmean"} <= {m.item.name for m in registry.methods}
-        and {"accuracy"} <= {m.item.name for m in registry.metrics}
-    ):
-        pytest.skip("needs mtk's adapters, methods and metrics")
-    regime = replace(regime, steps=20, every=10)
-
-    def target(*, cache, seed, options):
-        return make_track(cache, mini, regime, seed, **options)
-
-    (real, _) = plugin.mtk_tasks()
-    track = replace(
-        real,
-        name="mini-clip",
-        target=target,
-        tasks=plugin.tasks(
-            mini, ("accuracy",), mtk.Task(name=CIFAR, held_in=False, ability=True)
-        ),
-    )
-    cache = tmp_path / "cache"
-    folder = cache / "tracks" / "mini-clip-1"
-    folder.mkdir(parents=True)
-    (folder / "root.json").write_text(json.dumps({"root": str(root)}))
-    live = target(cache=folder, seed=0, options={})
-    for name in (*mini.held_in, "multitask"):
-        live.make(root, name, quiet)
-    done = mtk.bench(
-        track=track,
-        methods=["average", "regmean"],
-        registry=registry,
-        results=tmp_path / "results",
-        cache=cache,
-        budget=1,
-    )
-    assert not done.failures
-    rows = {row.name: row for row in done.rows}
-    assert {"pretrained", "experts", "multitask", "average", "regmean"} <= set(rows)
-    for name in ("pretrained", "multitask", "average", "regmean"):
-        found = (rows[name].held_in, rows[name].generalization, rows[name].ability)
-        assert all(0 <= value <= 1 for value in found), name
-    assert rows["experts"].held_in > rows["pretrained"].held_in
-    # What the table says of the base is what the track says of it.
-    live.cache = folder
-    base = clip.load(root / clip_data.FOLDER)
-    scores = []
-    for cell in mini.held_in:
-        data = live.data(cell, "test")
-        found = torch.tensor(live.predict(base, cell, data["inputs"]))
-        scores.append((found == data["labels"]).double().mean().item())
-    assert rows["pretrained"].held_in == pytest.approx(sum(scores) / len(scores))

@@ -45,7 +45,7 @@ def test_a_library_that_is_not_installed_is_named(root, mini, quiet, monkeypatch
     with pytest.raises(UsageError, match=r"mtk-tasks-domainnet\[download\]"):
         track.fetch(root, "images/real", quiet)
     with pytest.raises(UsageError, match="by hand"):
-        track.fetch(root, "groups", quiet)
+        track.fetch(root, "package", quiet)
 
 
 @pytest.mark.skipif(

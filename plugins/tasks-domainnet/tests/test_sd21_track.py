@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-import mtk
+from mtk import training
 from mtk.errors import CheckpointError, UsageError
 from mtk.loading import resolve
-from mtk_tasks_domainnet import metrics, plugin
+from mtk.randomness import stream
+from mtk_tasks_domainnet import prompts
 from mtk_tasks_domainnet.cells import NEUTRAL
 
 diffusion = resolve("mtk_tasks_domainnet.diffusion")
@@ -28,91 +29,14 @@ pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
-LENGTH, WIDTH = 16, 16
-OPTIONS = {"images": 3, "steps": 2, "guidance": 2.0}
-
-
-def put_tokenizer(folder):
-    """One token per letter, as the vocabulary of CLIP begins."""
-    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    words = [
-        *letters,
-        *(f"{c}</w>" for c in letters),
-        "<|startoftext|>",
-        "<|endoftext|>",
-    ]
-    special = dict.fromkeys(("eos_token", "unk_token", "pad_token"), words[-1])
-    special["bos_token"] = words[-2]
-    folder.mkdir(parents=True)
-    vocabulary = {word: place for place, word in enumerate(words)}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    (folder / "special_tokens_map.json").write_text(json.dumps(special))
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, **special}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return len(words)
-
-
-def put_scheduler(folder, kind):
-    from diffusers import DDIMScheduler
-
-    DDIMScheduler(
-        prediction_type=kind,
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    ).save_pretrained(folder / "scheduler")
+OPTIONS = {"images": 4, "steps": 2, "guidance": 2.0}
 
 
 @pytest.fixture(scope="session")
-def pipeline(tmp_path_factory):
+def pipeline(miniature, tmp_path_factory):
     """A folder in the layout of Stable Diffusion 2.1, random and tiny."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from safetensors.torch import save_file
-    from transformers import CLIPTextConfig, CLIPTextModel
-
     folder = tmp_path_factory.mktemp("sd") / "pipeline"
-    tokens = put_tokenizer(folder / "tokenizer")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        UNet2DConditionModel(
-            sample_size=4,
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            norm_num_groups=4,
-            attention_head_dim=4,
-            cross_attention_dim=WIDTH,
-            use_linear_projection=True,
-        ).save_pretrained(folder / "unet")
-        AutoencoderKL(
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            norm_num_groups=4,
-            sample_size=8,
-        ).save_pretrained(folder / "vae")
-        config = CLIPTextConfig(
-            vocab_size=tokens,
-            hidden_size=WIDTH,
-            intermediate_size=WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=LENGTH,
-            bos_token_id=tokens - 2,
-            eos_token_id=tokens - 1,
-            pad_token_id=tokens - 1,
-        )
-        encoder = CLIPTextModel(config)
-    (folder / "text_encoder").mkdir()
-    (folder / "text_encoder" / "config.json").write_text(config.to_json_string())
-    save_file(encoder.state_dict(), folder / "text_encoder" / "model.safetensors")
-    put_scheduler(folder, "v_prediction")
-    (folder / "model_index.json").write_text("{}")
+    miniature.put_pipeline(folder)
     return folder
 
 
@@ -141,8 +65,8 @@ def judged(track, sd_root, quiet):
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_the_target_is_what_the_schedulers_config_says(tmp_path, kind):
-    put_scheduler(tmp_path, kind)
+def test_the_target_is_what_the_schedulers_config_says(tmp_path, miniature, kind):
+    miniature.put_scheduler(tmp_path, kind)
     scheduler = diffusion.load_scheduler(tmp_path, sampling=False)
     generator = torch.Generator().manual_seed(0)
     x, e = torch.randn(2, 3, 4, 2, 2, generator=generator)
@@ -154,8 +78,8 @@ def test_the_target_is_what_the_schedulers_config_says(tmp_path, kind):
     torch.testing.assert_close(diffusion.target(scheduler, x, e, time), wanted)
 
 
-def test_another_prediction_type_is_refused(tmp_path):
-    put_scheduler(tmp_path, "sample")
+def test_another_prediction_type_is_refused(tmp_path, miniature):
+    miniature.put_scheduler(tmp_path, "sample")
     with pytest.raises(UsageError, match="prediction_type is 'sample'"):
         diffusion.load_scheduler(tmp_path, sampling=False)
 
@@ -230,9 +154,8 @@ def test_one_step_of_the_recipe_is_plain_adamw_on_the_noise(
     )
     trained = [p for p in plain.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=regime.rate, weight_decay=0.0)
-    generator = recipes._generator(regime.seed, 0)
-    fitting = resolve("mtk_tasks_domainnet.fitting")
-    items = fitting.batch_of(len(part.prompts), regime, 0)
+    generator = stream(regime.seed, "noise", 0)
+    items = training.items(len(part.prompts), 0, regime)
     x, states = part.latents[items], part.states[part.prompts[items]]
     noise = torch.randn(x.shape, generator=generator)
     time = torch.randint(1000, (len(x),), generator=generator)
@@ -319,9 +242,11 @@ def test_items_are_the_same_for_all_models_and_share_no_noise(
     two = make_track(cache, mini, regime, seed=7).data("real-tool", "test")
     for name, tensor in one["inputs"].items():
         assert torch.equal(tensor, two["inputs"][name]), name
-    assert one["inputs"]["latents"].shape == (3, 4, 4, 4)
-    assert one["inputs"]["prompt"].tolist() == [0, 1, 0]
-    assert [w.category for w in one["labels"]] == ["hammer", "nail", "hammer"]
+    assert one["inputs"]["latents"].shape == (4, 4, 4, 4)
+    assert one["inputs"]["prompt"].tolist() == [0, 1, 0, 1]
+    assert [w.category for w in one["labels"]] == ["hammer", "nail"] * 2
+    texts = ["a photo of a hammer", "a photo of a nail"]
+    assert [w.prompt for w in one["labels"]] == texts * 2
     assert {w.domain for w in one["labels"]} == {"real"}
     ids = [
         i
@@ -330,6 +255,21 @@ def test_items_are_the_same_for_all_models_and_share_no_noise(
         for i in judged.data(cell, split)["ids"]
     ]
     assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "places"),
+    [
+        (35, 20, [0, 3, 7, 10, 14, 17, 21, 24, 28, 31]),
+        (4, 20, [0, 1, 2, 3]),
+        (10, 16, [0, 1, 2, 3, 5, 6, 7, 8]),
+        (5, 2, [0]),
+        (5, 1, [0]),
+        (0, 20, []),
+    ],
+)
+def test_every_prompt_has_two_images_where_there_are_two(total, count, places):
+    assert sd21_data.spread(total, count) == places
 
 
 def test_latents_are_the_autoencoders_of_the_squared_images(judged, sd_root):
@@ -363,7 +303,7 @@ def test_predictions_are_deterministic_and_follow_the_model(judged, sd_root):
         np.testing.assert_array_equal(a.features, b.features)
         assert a.category in {"hammer", "nail", "alarm_clock"}
         assert a.domain in {"clipart", "real"}
-        assert np.linalg.norm(a.features) == pytest.approx(1, abs=1e-5)
+        assert np.linalg.norm(a.features) == pytest.approx(16**0.5, abs=1e-4)
     with torch.no_grad():
         unet.conv_out.weight.mul_(3)
     other = judged.predict(unet, "real-office", data["inputs"])
@@ -378,14 +318,18 @@ def test_head_scope_limits_the_judges_classes(cache, mini, regime, judged, sd_ro
     assert seen <= {"nail", "alarm_clock"}
 
 
-def test_the_base_agrees_with_itself_on_neutral_prompts(judged, sd_root):
+def test_neutral_prompts_are_compared_with_what_the_base_makes(judged, sd_root):
     unet = judged.build(sd_root / sd21_data.FOLDER / "unet")
     data = judged.data(NEUTRAL, "test")
     made = judged.predict(unet, NEUTRAL, data["inputs"])
-    found = metrics.agreement(predictions=made, references=data["labels"])
-    assert found == pytest.approx([1.0] * 3, abs=1e-5)
-    value, error = metrics.kid(predictions=made, references=data["labels"])
-    assert np.isfinite([value, error]).all()
+    for own, wanted in zip(made, data["labels"], strict=True):
+        np.testing.assert_allclose(own.features, wanted.twin, rtol=0, atol=1e-4)
+        assert (own.category, own.domain) == (wanted.category, wanted.domain)
+        assert not np.allclose(wanted.features, wanted.twin, atol=1e-4)
+    words = [wanted.prompt for wanted in data["labels"]]
+    assert words[:2] == words[2:]
+    assert set(words) == {prompts.NEUTRAL[0], prompts.NEUTRAL[5]}
+    assert [prompts.NEUTRAL[i] for i in data["inputs"]["prompt"]] == words
 
 
 def test_the_sheet_has_a_row_per_domain(judged, sd_root):
@@ -395,46 +339,10 @@ def test_the_sheet_has_a_row_per_domain(judged, sd_root):
         assert picture.format == "PNG"
 
 
-def test_kid_is_the_plain_double_sum_with_a_jackknife_error():
-    generator = np.random.default_rng(0)
-    x, y = generator.normal(size=(2, 6, 4))
-
-    def plain(x, y):
-        n, total = len(x), 0.0
-        for i in range(n):
-            for j in range(n):
-                if i != j:
-                    total += (x[i] @ x[j] / 4 + 1) ** 3 + (y[i] @ y[j] / 4 + 1) ** 3
-                    total -= (x[i] @ y[j] / 4 + 1) ** 3 + (x[j] @ y[i] / 4 + 1) ** 3
-        return total / (n * (n - 1))
-
-    value, error = metrics.discrepancy(x, y)
-    assert value == pytest.approx(plain(x, y))
-    left = [plain(np.delete(x, i, 0), np.delete(y, i, 0)) for i in range(6)]
-    assert error == pytest.approx(np.sqrt(5 / 6 * np.sum((left - np.mean(left)) ** 2)))
-    with pytest.raises(ValueError, match="at least two"):
-        metrics.discrepancy(x[:1], y[:1])
-
-
-def test_accuracies_count_what_is_right():
-    vector = np.zeros(2, np.float32)
-    made = [
-        metrics.Generated(category=c, domain=d, features=vector)
-        for c, d in (("a", "x"), ("a", "y"), ("b", "x"), ("b", "y"))
-    ]
-    wanted = [metrics.Wanted(category="a", domain="x", features=vector)] * 4
-    given = {"predictions": made, "references": wanted}
-    assert metrics.joint(**given) == [1, 0, 0, 0]
-    assert metrics.category(**given) == [1, 1, 0, 0]
-    assert metrics.domain(**given) == [1, 0, 1, 0]
-    with pytest.raises(ValueError, match="neutral"):
-        metrics.agreement(**given)
-
-
 def test_parts_and_options(track, sd_root, cache, quiet):
     parts = {p["name"]: p for p in track.parts(sd_root)}
     assert list(parts) == [
-        *("package", "weights", "judge weights", "groups", "lists"),
+        *("package", "weights", "judge weights", "lists"),
         *("images/clipart", "images/real", "judge"),
         *("clipart-tool", "real-office", "multitask"),
     ]
@@ -447,55 +355,3 @@ def test_parts_and_options(track, sd_root, cache, quiet):
         track.make(sd_root, "clipart-tool", quiet)
     with pytest.raises(UsageError, match="no option 'size'"):
         track_module.DomainNetSd21(cache=cache, seed=0, options={"size": 1})
-
-
-def test_the_whole_bench_runs_on_a_miniature(
-    cache, sd_root, mini, regime, quiet, tmp_path
-):
-    registry = mtk.load()
-    methods, adapters = ["average", "fisher", "regmean"], {"full", "lora"}
-    if not (
-        adapters <= {a.item.name for a in registry.adapters}
-        and set(methods) <= {m.item.name for m in registry.methods}
-    ):
-        pytest.skip("needs mtk's adapters and methods")
-    if not any(m.item.name == "domainnet_joint" for m in registry.metrics):
-        loading = resolve("mtk.loading")
-        here = loading.Plugin(
-            distribution="here", version="0", entry_point="", module="", seconds=0.0,
-            hooks=(), imported_torch=False,
-        )  # fmt: skip
-        registry.metrics += [loading.Provided(m, here) for m in plugin.mtk_metrics()]
-
-    def target(*, cache, seed, options):
-        return make_track(cache, mini, regime, seed, **options)
-
-    (_, real) = plugin.mtk_tasks()
-    neutral = real.abilities[0]
-    track = replace(
-        real,
-        name="mini-sd21",
-        target=target,
-        tasks=plugin.tasks(mini, real.tasks[0].metrics, neutral),
-        options=(),
-    )
-    folder = tmp_path / "cache" / "tracks" / "mini-sd21-1"
-    shutil.copytree(cache, folder, ignore=shutil.ignore_patterns("tracks"))
-    live = target(cache=folder, seed=0, options={})
-    for name in ("judge", *mini.held_in, "multitask"):
-        live.make(sd_root, name, quiet)
-    done = mtk.bench(
-        track=track,
-        methods=methods,
-        registry=registry,
-        results=tmp_path / "results",
-        cache=tmp_path / "cache",
-        budget=1,
-    )
-    assert not done.failures
-    rows = {row.name: row for row in done.rows}
-    assert {"pretrained", "experts", "multitask", "average"} <= set(rows)
-    assert rows["pretrained"].ability == pytest.approx(1.0, abs=1e-5)
-    assert rows["average"].ability < 1.0
-    assert 0 <= rows["average"].generalization <= 1
-    assert done.sheets

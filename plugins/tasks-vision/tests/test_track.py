@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 
+from mtk.folders import sha256
 from mtk.loading import resolve
-from mtk_tasks_vision import cells, data, store
+from mtk_tasks_vision import cells, data
 from mtk_tasks_vision.track import ASSET, DigitsClip
 
 if TYPE_CHECKING:
@@ -35,9 +34,7 @@ def ignore(message: str, fraction: float) -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two training steps instead of forty."""
-    for name in ("finetune", "multitask"):
-        made = getattr(recipes, name)
-        monkeypatch.setitem(made.__kwdefaults__, "regime", QUICK)
+    monkeypatch.setitem(recipes.tuned.__kwdefaults__, "regime", QUICK)
 
 
 def track(cache: Path, seed: int = 0, **options: object) -> DigitsClip:
@@ -139,9 +136,17 @@ def test_pretraining_repeats_itself() -> None:
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_pretraining_is_still_the_one_that_made_the_base() -> None:
+    """The loss after some steps, as the loop had it that made the shipped bytes."""
+    said = []
+    regime = recipes.Regime(pretrain_steps=6)
+    recipes.pretrain(0, regime, lambda text, _: said.append(text))
+    assert float(said[-1].split("loss ")[1]) == pytest.approx(2.550, abs=5e-3)
+
+
 def test_experts_change_the_vision_tower_only() -> None:
     base = model.load(ASSET)
-    expert = recipes.finetune(base, "faint-high", seed=1, regime=QUICK)
+    expert = recipes.tuned(base, ["faint-high"], seed=1, regime=QUICK)
     changed = {
         name
         for name, tensor in expert.state_dict().items()
@@ -151,10 +156,18 @@ def test_experts_change_the_vision_tower_only() -> None:
     assert all(name.startswith("visual.") for name in changed)
 
 
+def test_one_cell_has_an_experts_steps_and_several_have_the_multitask_models() -> None:
+    base = model.load(ASSET)
+    regime = recipes.Regime(steps=0, multitask_steps=1, batch=4)
+    for chosen, moves in ((["faint-high"], False), (["faint-high", "plain-low"], True)):
+        made = recipes.tuned(base, chosen, seed=1, regime=regime)
+        assert torch.equal(made.visual.proj, base.visual.proj) is not moves
+
+
 def test_head_scope_reaches_training() -> None:
     base = model.load(ASSET)
     one, two = (
-        recipes.finetune(base, "faint-high", seed=1, head_scope=scope, regime=QUICK)
+        recipes.tuned(base, ["faint-high"], seed=1, head_scope=scope, regime=QUICK)
         for scope in cells.HEAD_SCOPES
     )
     name = "visual.proj"
@@ -164,7 +177,7 @@ def test_head_scope_reaches_training() -> None:
 def test_packaged_base_matches_its_provenance() -> None:
     facts = json.loads((ASSET / "provenance.json").read_text(encoding="utf-8"))
     for name, digest in facts["sha256"].items():
-        assert store.sha256(ASSET / name) == digest
+        assert sha256(ASSET / name)["sha256"] == digest
     assert sum(path.stat().st_size for path in ASSET.iterdir()) < 1_500_000
     assert facts["regime"] == {
         field: getattr(recipes.REGIME, field) for field in facts["regime"]
@@ -196,7 +209,7 @@ def test_prepare_is_deterministic_and_seeded(tmp_path: Path, quick: None) -> Non
         assert weights(mine) == weights(same) != weights(unlike)
     assert one["base"] == other["base"]
     assert len({weights(path) for path in one["experts"]}) == len(cells.HELD_IN)
-    assert not list(tmp_path.glob(f"*/{store.TEMPORARY}*"))
+    assert not list(tmp_path.rglob("*.partial-*"))
 
 
 def test_second_prepare_neither_trains_nor_imports_torch(
@@ -218,43 +231,23 @@ assert not {{"torch", "open_clip", "sklearn", "numpy"}} & set(sys.modules)
     assert times == [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("*"))]
 
 
-def test_damaged_cache_is_made_again(tmp_path: Path, quick: None) -> None:
+def test_only_what_is_damaged_is_made_again(tmp_path: Path, quick: None) -> None:
     made = track(tmp_path).prepare(ignore)
     whole = weights(made["multitask"])
+    kept = [path.stat().st_mtime_ns for path in made["experts"]]
     (made["multitask"] / "open_clip_model.safetensors").write_bytes(whole[:-1])
     again = track(tmp_path).prepare(ignore)
     assert weights(again["multitask"]) == whole
+    assert kept == [path.stat().st_mtime_ns for path in again["experts"]]
 
 
-def test_killed_preparation_leaves_nothing_that_is_taken_for_whole(
-    tmp_path: Path,
-) -> None:
-    def fail(work: Path) -> dict[str, object]:
-        (work / "half.safetensors").write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        store.get_or_make(tmp_path / "folder", fail)
-    assert list(tmp_path.iterdir()) == []
-
-    killed = tmp_path / f"{store.TEMPORARY}killed"
-    killed.mkdir()
-    store.get_or_make(tmp_path / "folder", lambda work: {})
-    assert killed.exists()  # it may belong to a process that is still at work
-    os.utime(killed, (0, time.time() - 2 * 24 * 3600))
-    store.get_or_make(tmp_path / "other", lambda work: {})
-    assert not killed.exists()
-
-
-def test_loser_of_a_race_takes_what_the_winner_made(tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-
-    def make(work: Path) -> dict[str, object]:
-        store.get_or_make(folder, lambda inner: {"by": "winner"})
-        return {"by": "loser"}
-
-    assert store.get_or_make(folder, make)["by"] == "winner"
-    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+def test_head_scopes_and_seeds_share_the_base_only(tmp_path: Path, quick: None) -> None:
+    one, two = (
+        track(tmp_path, head_scope=scope).prepare(ignore) for scope in cells.HEAD_SCOPES
+    )
+    assert one["base"] == two["base"]
+    assert not set(one["experts"]) & set(two["experts"])
+    assert one["multitask"] != two["multitask"]
 
 
 @pytest.mark.parametrize(("scope", "number"), [("group", 5), ("joint", 10)])

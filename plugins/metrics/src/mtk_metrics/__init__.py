@@ -1,1 +1,1 @@
-"""Metrics for mtk that need nothing but the core."""
+"""Metrics for mtk: classification, generated text, generated images."""

@@ -30,6 +30,8 @@ GENERALIZATION = tuple(
 ABILITY = "continuation-es"
 CELLS = (*HELD_IN, *GENERALIZATION, ABILITY)
 MULTITASK = "multitask"
+# Items of a batch whose gradients are computed at once; the protocol has one to four.
+MICRO = 4
 SPLITS = ("train", "validation", "test")
 # Tasks answered by ranking given answers; the others by writing.
 RANKED = ("nli", "sense", "answerability")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import mtk
 from mtk_tasks_crosslingual import metrics
-from mtk_tasks_crosslingual.cells import ABILITY, CELLS, HELD_IN, METRICS, parse
+from mtk_tasks_crosslingual.cells import ABILITY, CELLS, HELD_IN, METRICS, MICRO, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +32,12 @@ def mtk_tasks() -> Iterator[mtk.Track]:
                 "normalise",
                 False,
                 "divide the likelihood of an answer by its number of tokens",
+            ),
+            mtk.Param(
+                "micro",
+                MICRO,
+                "items of a batch whose gradients are computed at once, in training",
+                low=1,
             ),
         ),
         tasks=tuple(

@@ -1,24 +1,20 @@
-"""The data sets: where they lie, how they are cut into splits, what their rows say.
-
-``ROOT/data/SET/SPLIT.jsonl`` has one row of the Hub's data set in a line; a folder
-``ROOT/data/SET/SPLIT`` written by ``datasets`` (``save_to_disk``) will do as well.
-"""
+"""The data sets: which a cell takes, how they are cut into splits, what rows say."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mtk.errors import UsageError, first_line
+from mtk.errors import UsageError
 from mtk_tasks_crosslingual.cells import Cuts, parse
+from mtk_tasks_crosslingual.layouts import place, rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    Row = Mapping[str, Any]
+    from mtk_tasks_crosslingual.layouts import Row
 
 NAMES = {"ar": "arabic", "de": "german", "en": "english", "ko": "korean", "th": "thai"}
 YES_NO = ("YES", "NO", "NONE")
@@ -76,15 +72,6 @@ def set_of(cell: str) -> Set:
     return Set(folder="tydiqa", files=_CUT)
 
 
-def place(root: Path, name: str, file: str) -> Path | None:
-    """The file or folder with a data set's rows, if it is there."""
-    plain = root / "data" / name / f"{file}.jsonl"
-    saved = root / "data" / name / file
-    if plain.is_file():
-        return plain
-    return saved if (saved / "state.json").is_file() else None
-
-
 def examples(root: Path, cell: str, split: str, cuts: Cuts) -> list[Example]:
     """The items of one split of one cell, in the order of the data.
 
@@ -119,29 +106,6 @@ def examples(root: Path, cell: str, split: str, cuts: Cuts) -> list[Example]:
             f"{where}: {len(result)} items are too few for a {split} split"
         )
     return chosen
-
-
-def rows(file: Path) -> Iterator[Row]:
-    """The rows of a JSONL file, or of a folder that ``datasets`` wrote."""
-    if file.is_dir():
-        try:
-            from datasets import load_from_disk
-        except ImportError as error:
-            raise UsageError(
-                f"{file} was written by datasets, which is not installed\n"
-                'pip install "mtk-tasks-crosslingual[download]"'
-            ) from error
-        yield from load_from_disk(str(file))
-        return
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise UsageError(
-                        f"{file}, line {number}: not JSON: {first_line(error)}"
-                    ) from error
 
 
 def _cut(

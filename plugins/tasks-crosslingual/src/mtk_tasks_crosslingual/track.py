@@ -8,11 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtk import roots
 from mtk.errors import UsageError
 from mtk_tasks_crosslingual import asking, home
 from mtk_tasks_crosslingual.cells import (
     ABILITY,
     HELD_IN,
+    MICRO,
     MULTITASK,
     RANKED,
     SPLITS,
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from mtk_tasks_crosslingual.fitting import Progress, Regime
+    from mtk.roots import Part
+    from mtk.training import Progress, Regime
 
     Report = Callable[[str, float], None]
     Batch = Mapping[str, Tensor]
@@ -53,21 +56,22 @@ class CrosslingualMt5:
         Args:
             cache: folder where the root is noted.
             seed: of the experts' training.
-            options: ``normalise``.
+            options: ``normalise`` and ``micro``.
             cuts: where splits end, for smaller copies of the data.
             regime: of all training, other than the protocol's.
         """
-        unknown = set(options) - {"normalise"}
+        unknown = set(options) - {"normalise", "micro"}
         if unknown:
             raise UsageError(f"{home.NAME} has no option {min(unknown)!r}")
         self.cache, self.seed = Path(cache), seed
         self.normalise = bool(options.get("normalise", False))
+        self.micro = int(str(options.get("micro", MICRO)))
         self._cuts, self._given = cuts or Cuts(), regime
 
     def prepare(self, report: Report) -> dict[str, Any]:
         """The models, which ``mtk tracks prepare`` has made or imported."""
-        root = home.need_root(self.cache)
-        home.need_all(self.parts(root), root)
+        root = self._root()
+        roots.need_all(self.parts(root), home.NAME, root)
         report("models ready", 1.0)
         return {
             "base": root / home.BASE,
@@ -77,50 +81,42 @@ class CrosslingualMt5:
 
     def missing(self) -> list[str]:
         """What this machine lacks, one phrase each."""
-        root = home.known_root(self.cache)
-        return home.lacking(None if root is None else self.parts(root))
+        root = roots.known_root(self.cache)
+        return roots.lacking(None if root is None else self.parts(root), home.NAME)
 
-    def parts(self, root: Path) -> list[home.Part]:
+    def parts(self, root: Path) -> list[Part]:
         """Everything that must be there, in the order in which it is to be got."""
         return home.parts(root, self.place(root, ""), self._regime.steps)
 
     def fetch(self, root: Path, name: str, report: Report) -> None:
-        """Download one file of a data set; the model has no address to fetch it from."""
+        """Download the base, or one file of a data set."""
         from mtk_tasks_crosslingual import download
 
         if name == home.BASE:
-            raise UsageError(
-                "mT5-xl-lm-adapt was published in JAX, and no converted copy is known\n"
-                f"Convert it, and put it into {root / home.BASE}"
-            )
-        download.fetch(root, name, report)
+            download.model(root / home.BASE, report)
+        else:
+            download.fetch(root, name, report)
 
     def make(
         self, root: Path, name: str, report: Report, *, device: str = "cpu"
     ) -> None:
         """Train an expert or the multitask model, or go on with it."""
-        from mtk_tasks_crosslingual import fitting, model
+        from mtk.training import fit
+        from mtk_tasks_crosslingual import model, recipe
 
         cells = HELD_IN if name == MULTITASK else (name,)
         tokenizer = model.tokenizer_of(root / home.BASE)
         pairs = [pair for cell in cells for pair in self._pairs(root, cell)]
-        module = model.load(root / home.BASE).to(device)
+        module = model.load(root / home.BASE).to(device).requires_grad_(True)
         folder = self.place(root, name)
         folder.parent.mkdir(parents=True, exist_ok=True)
-
-        def loss(items: Sequence[int]) -> Tensor:
-            prompts, answers = zip(*(pairs[item] for item in items), strict=True)
-            batch = model.encode(tokenizer, prompts, answers)
-            return model.loss(module, {n: t.to(device) for n, t in batch.items()})
-
-        progress = fitting.fit(
-            module,
-            count=len(pairs),
-            loss=loss,
-            score=self._scorer(root, cells, module, tokenizer, device),
-            regime=self._regime,
-            state=home.training_state(folder),
+        progress = fit(
+            dict(module.named_parameters()),
+            recipe.parts_of(module, tokenizer, pairs, self._regime, self.micro),
+            self._regime,
+            state=roots.training_state(folder),
             report=lambda text, share: report(f"{name}: {text}", share),
+            evaluate=self._scorer(root, cells, module, tokenizer, device),
         )
         self._save(root, name, module, progress)
 
@@ -149,7 +145,7 @@ class CrosslingualMt5:
             right answers, or right texts with their language, or right tokens; ``ids``:
             of the underlying items.
         """
-        return self._data(home.need_root(self.cache), task, split, self._tokenizer)
+        return self._data(self._root(), task, split, self._tokenizer)
 
     def outputs(self, model: nn.Module, task: str, inputs: Batch) -> Tensor:  # noqa: ARG002
         """Logits at every token of the right answers, (n, t, vocabulary)."""
@@ -177,19 +173,22 @@ class CrosslingualMt5:
 
     def place(self, root: Path, name: str) -> Path:
         """The folder of an expert or of the multitask model."""
-        return root / "mtk" / f"{home.NAME}-{VERSION}" / f"seed{self.seed}" / name
+        return roots.made(root, f"{home.NAME}-{VERSION}", self.seed, name)
+
+    def _root(self) -> Path:
+        return roots.need_root(self.cache, home.NAME)
 
     @cached_property
     def _tokenizer(self) -> Any:
         from mtk_tasks_crosslingual import model
 
-        return model.tokenizer_of(home.need_root(self.cache) / home.BASE)
+        return model.tokenizer_of(self._root() / home.BASE)
 
     @cached_property
     def _regime(self) -> Regime:
-        from mtk_tasks_crosslingual.fitting import Regime
+        from mtk_tasks_crosslingual.recipe import PROTOCOL
 
-        chosen = self._given or Regime()
+        chosen = self._given or PROTOCOL
         return replace(chosen, seed=chosen.seed + _SPREAD * self.seed)
 
     def _predict(
@@ -255,7 +254,6 @@ class CrosslingualMt5:
 
         def score() -> float:
             means = []
-            module.eval()
             with torch.no_grad():
                 for cell, data in ready.items():
                     inputs = {n: t.to(device) for n, t in data["inputs"].items()}
@@ -274,20 +272,8 @@ class CrosslingualMt5:
         **more: str,
     ) -> None:
         """A folder of transformers that appears whole; the training state is removed."""
-        from mtk.folders import new_folder, write_manifest
-
-        folder, saved = self.place(root, name), module.to("cpu")
-        if folder.exists() and not home.is_whole(folder):
-            raise UsageError(
-                f"{folder} is not what mtk wrote, or was changed\n"
-                "Remove it, and it is made again"
-            )
-        folder.parent.mkdir(parents=True, exist_ok=True)
         facts: dict[str, Any] = {"track": home.NAME, "made": name, **more}
         if progress is not None:
             facts |= {"regime": asdict(self._regime), "training": asdict(progress)}
-        writer: Any = saved
-        with new_folder(folder, overwrite=True) as work:
-            writer.save_pretrained(work)
-            write_manifest(work, {"mtk": facts})
-        home.training_state(folder).unlink(missing_ok=True)
+        writer: Any = module.to("cpu")
+        roots.finish(self.place(root, name), writer.save_pretrained, facts)

@@ -13,9 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtk.images import Wanted
 from mtk_tasks_diffusion import data, model
-from mtk_tasks_diffusion.cells import GROUPS, NEUTRAL, STYLES, WORDS, parse, prompt
-from mtk_tasks_diffusion.metrics import Wanted
+from mtk_tasks_diffusion.cells import (
+    DIGIT_NAMES,
+    GROUPS,
+    NEUTRAL,
+    STYLES,
+    WORDS,
+    parse,
+    prompt,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -59,7 +67,12 @@ def of_cell(cell: str, split: str, judge: Judge) -> dict[str, Any]:
     words = [prompt(int(digit), style) for digit in labels[order]]
     features = judge.verdict(image).features.numpy()
     wanted = [
-        Wanted(digit=int(digit), style=style, prompt=_text(word), features=feature)
+        Wanted(
+            category=DIGIT_NAMES[digit],
+            domain=style,
+            prompt=_text(word),
+            features=feature,
+        )
         for digit, word, feature in zip(labels[order], words, features, strict=True)
     ]
     return _items(cell, split, torch.tensor(words), image, wanted)
@@ -74,12 +87,14 @@ def neutral(split: str, judge: Judge, base: nn.Module) -> dict[str, Any]:
     seen = judge.verdict(model.sample(base, noise(NEUTRAL, split, numbers), words))
     others = model.sample(base, noise(_OTHER_NOISE, split, numbers), words)
     features = judge.verdict(others).features.numpy()
+    twins = seen.features.numpy()
     wanted = [
         Wanted(
-            digit=int(seen.digits[i]),
-            style=STYLES[int(seen.styles[i])],
+            category=DIGIT_NAMES[seen.digits[i]],
+            domain=STYLES[seen.styles[i]],
             prompt=_text(words[i].tolist()),
             features=features[i],
+            twin=twins[i],
         )
         for i in numbers
     ]

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.lr_scheduler import OneCycleLR
 
+from mtk import training
 from mtk_tasks_diffusion import data
 from mtk_tasks_diffusion.cells import STYLES
 from mtk_tasks_diffusion.items import real
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 WEIGHTS_NAME = "judge.safetensors"
 FEATURES = 64
 _HIDDEN = 256
-_STEPS, _BATCH, _RATE = 1500, 128, 2e-3
+_STEPS, _BATCH, _RATE, _DECAY = 1500, 128, 2e-3, 0.05
 # Generated images are never quite clean.
 _NOISE = 0.15
 # Of the length of features, in case that all are zero.
@@ -79,19 +81,24 @@ def train(seed: int, steps: int = _STEPS) -> Judge:
         judge = Judge()
     generator = torch.Generator().manual_seed(seed)
     images, digits, styles = real("train")
-    optimiser = torch.optim.AdamW(judge.parameters(), lr=_RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, total_steps=steps)
-    for _ in range(steps):
+    numbers = training.Regime(
+        rate=_RATE, batch=_BATCH, steps=steps, seed=seed, decay=_DECAY
+    )
+
+    def loss(_: int) -> Tensor:
         pick = torch.randint(len(images), (_BATCH,), generator=generator)
         batch = images[pick]
         noise = torch.randn(batch.shape, generator=generator)
-        _, digit, style = judge(batch + _NOISE * noise)
-        loss = functional.cross_entropy(digit, digits[pick])
-        loss = loss + functional.cross_entropy(style, styles[pick])
-        optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        optimiser.step()
-        schedule.step()
+        _features, digit, style = judge(batch + _NOISE * noise)
+        wrong = functional.cross_entropy(digit, digits[pick])
+        return wrong + functional.cross_entropy(style, styles[pick])
+
+    training.fit(
+        dict(judge.named_parameters()),
+        loss,
+        numbers,
+        schedule=lambda optimiser: OneCycleLR(optimiser, _RATE, total_steps=steps),
+    )
     return judge.eval()
 
 

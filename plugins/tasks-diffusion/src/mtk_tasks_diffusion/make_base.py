@@ -16,7 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mtk.folders import sha256
 from mtk.loading import resolve
+from mtk.making import one_thread
 from mtk_tasks_diffusion.track import ASSET, JUDGE
 
 SEED = 0
@@ -34,9 +36,9 @@ def make(base: Path, judge: Path) -> dict[str, Any]:
     from mtk_tasks_diffusion import judge as judges
     from mtk_tasks_diffusion import model, recipes
 
-    torch.set_num_threads(1)
     started = time.perf_counter()
-    judges.save(judges.train(SEED), judge)
+    with one_thread():
+        judges.save(judges.train(SEED), judge)
     _write(
         judge,
         judges.WEIGHTS_NAME,
@@ -44,8 +46,9 @@ def make(base: Path, judge: Path) -> dict[str, Any]:
         {"ceiling": judges.ceiling(judges.load(judge))},
     )
     started = time.perf_counter()
-    # Half precision is enough, and small.
-    model.save(pretrain(SEED, recipes.REGIME, _show), base, torch.float16)
+    with one_thread():
+        unet = pretrain(SEED, recipes.REGIME, _show)
+    model.save(unet, base, torch.float16)  # half precision is enough, and small
     regime = {name: getattr(recipes.REGIME, name) for name in _DECIDING}
     return _write(base, model.WEIGHTS_NAME, started, {"regime": regime})
 
@@ -63,7 +66,7 @@ def _write(
         "versions": {package: version(package) for package in _VERSIONS},
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "sha256": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest()},
+        "sha256": {name: sha256(folder / name)["sha256"]},
         **more,
     }
     text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
@@ -83,8 +86,8 @@ def data_hash() -> str:
     return digest.hexdigest()
 
 
-def _show(fraction: float) -> None:
-    sys.stderr.write(f"\rpre-training {round(100 * fraction)} %")
+def _show(message: str, fraction: float) -> None:
+    sys.stderr.write(f"{round(100 * fraction):3d} % {message}\n")
 
 
 def main() -> None:
@@ -94,7 +97,6 @@ def main() -> None:
     parser.add_argument("judge", nargs="?", type=Path, default=JUDGE)
     given = parser.parse_args()
     made = make(given.base, given.judge)
-    sys.stderr.write("\n")
     sys.stdout.write(json.dumps(made["sha256"]) + "\n")
 
 

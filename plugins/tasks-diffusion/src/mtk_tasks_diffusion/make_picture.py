@@ -37,8 +37,7 @@ def picture(cache: Path) -> bytes:
     kind = resolve("mtk_tasks_diffusion.track:DigitsDiffusion")
     track: DigitsDiffusion = kind(cache=cache, seed=0, options={})
     made = track.prepare(_show)
-    base, experts = Path(str(made["base"])), made["experts"]
-    assert isinstance(experts, list)
+    base, experts = made["base"], list(made["experts"])
 
     def drawn(method: str, models: list[Path], **params: float) -> Images:
         merged = mtk.merge(method, base=base, experts=models, params=params)
@@ -51,7 +50,7 @@ def picture(cache: Path) -> bytes:
         _real(),
         track.first_images(track.build(base)),
         np.stack([images[row] for row, images in enumerate(own)]),
-        drawn("task_arithmetic", [Path(str(made["multitask"]))], scale=1.0),
+        drawn("task_arithmetic", [made["multitask"]], scale=1.0),
         drawn("average", experts),
         drawn("task_arithmetic", experts, scale=_SCALE),
     ]

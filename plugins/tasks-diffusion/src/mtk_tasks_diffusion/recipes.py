@@ -1,7 +1,8 @@
 """How the base, the experts and the multitask model of ``digits-diffusion`` are made.
 
-Every function is deterministic in its seed on one thread: all randomness comes from a
-``torch.Generator`` or a forked global state, and the callers see to the thread count.
+Every function is deterministic in its seed on one thread; the callers see to the thread
+count. What an adapter sees follows from the seed and the number of the step. The base, whose
+bytes are shipped, is still trained with the one generator that made it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
+from mtk import training
+from mtk.randomness import stream
 from mtk_tasks_diffusion import data, model
 from mtk_tasks_diffusion.cells import BLANK, STYLES, WORDS, parse, prompt
 from mtk_tasks_diffusion.items import real
@@ -24,17 +28,19 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    Report = Callable[[float], None]
+    Report = Callable[[str, float], None]
 
 # PEFT reads a string as a pattern; a list would be stored in a random order.
 TARGETS = r".*\.(to_q|to_k|to_v|to_out\.0)"
+# AdamW's own, with which the base was pre-trained.
+_DECAY = 0.01
 _CARD = """---
 library_name: peft
 tags: [lora]
 ---
 
 A LoRA adapter of the base of mtk's track `digits-diffusion`, trained by
-`mtk_tasks_diffusion.recipes.finetune` on scikit-learn's digits.
+`mtk_tasks_diffusion.recipes.tuned` on scikit-learn's digits.
 """
 
 
@@ -78,13 +84,18 @@ def pretrain(
     unet = model.build(seed).train()
     generator = torch.Generator().manual_seed(seed)
     images, digits, styles = real("train")
-    optimiser = torch.optim.AdamW(unet.parameters(), lr=regime.pretrain_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, regime.pretrain_rate, total_steps=regime.pretrain_steps
+    steps, peak = regime.pretrain_steps, regime.pretrain_rate
+    numbers = training.Regime(
+        rate=peak,
+        batch=regime.pretrain_batch,
+        steps=steps,
+        seed=seed,
+        decay=_DECAY,
+        clip=1.0,
     )
-    size = regime.pretrain_batch
-    for step in range(regime.pretrain_steps):
-        pick = torch.randint(len(images), (size,), generator=generator)
+
+    def loss(_: int) -> Tensor:
+        pick = torch.randint(len(images), (numbers.batch,), generator=generator)
         words = torch.stack(
             [
                 _faint(digits[pick], 10, 0, regime, generator),
@@ -92,26 +103,22 @@ def pretrain(
             ],
             dim=1,
         )  # (b, 2)
-        loss = flow_loss(unet, images[pick], words, generator)
-        optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if report is not None:
-            report((step + 1) / regime.pretrain_steps)
+        return flow_loss(unet, images[pick], words, generator)
+
+    training.fit(
+        dict(unet.named_parameters()),
+        loss,
+        numbers,
+        report=report,
+        schedule=lambda optimiser: OneCycleLR(optimiser, peak, total_steps=steps),
+    )
     return unet.eval()
 
 
-def finetune(
-    base: nn.Module,
-    cells: Sequence[str],
-    *,
-    steps: int,
-    seed: int,
-    regime: Regime = REGIME,
+def tuned(
+    base: nn.Module, cells: Sequence[str], *, seed: int, regime: Regime = REGIME
 ) -> Any:
-    """Train a LoRA adapter of the base on the training images of some cells.
+    """Train a LoRA adapter of the base: an expert of one cell, or a multitask adapter.
 
     Returns:
         PEFT's model, around a copy of the base.
@@ -124,17 +131,23 @@ def finetune(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         adapted: Any = peft.get_peft_model(copy.deepcopy(base), config).train()
-    generator = torch.Generator().manual_seed(seed)
     images, words = _of_cells(cells)
-    trained = [p for p in adapted.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=regime.rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    for pick in _batches(len(images), regime.batch, steps, generator):
-        loss = flow_loss(adapted, images[pick], words[pick], generator)
-        optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        optimiser.step()
-        schedule.step()
+    steps = regime.steps if len(cells) == 1 else regime.multitask_steps
+    numbers = training.Regime(
+        rate=regime.rate, batch=regime.batch, steps=steps, seed=seed
+    )
+
+    def loss(step: int) -> Tensor:
+        pick = training.items(len(images), step, numbers)
+        noise = stream(seed, "noise", step)
+        return flow_loss(adapted, images[pick], words[pick], noise)
+
+    training.fit(
+        {n: p for n, p in adapted.named_parameters() if p.requires_grad},
+        loss,
+        numbers,
+        schedule=lambda optimiser: CosineAnnealingLR(optimiser, steps),
+    )
     return adapted.eval()
 
 
@@ -183,10 +196,3 @@ def _of_cells(cells: Sequence[str]) -> tuple[Tensor, Tensor]:
         images.append(torch.from_numpy(pixels).unsqueeze(1))
         words += [prompt(int(digit), style) for digit in labels]
     return torch.cat(images), torch.tensor(words)
-
-
-def _batches(n: int, size: int, steps: int, generator: torch.Generator) -> list[Tensor]:
-    """Cut as many shuffled passes over n items into batches as the steps need."""
-    passes = -(-steps * size // n)
-    order = [torch.randperm(n, generator=generator) for _ in range(passes)]
-    return list(torch.split(torch.cat(order)[: steps * size], size))

@@ -7,14 +7,14 @@ answers in milliseconds.
 
 from __future__ import annotations
 
-import hashlib
-from contextlib import contextmanager
-from functools import cached_property, lru_cache
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtk_tasks_diffusion import store
+from mtk import making
 from mtk_tasks_diffusion.cells import (
+    DIGIT_NAMES,
     GROUPS,
     HELD_IN,
     NEUTRAL,
@@ -24,14 +24,15 @@ from mtk_tasks_diffusion.cells import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from mtk.images import Generated
+    from mtk.tracks import Models
     from mtk_tasks_diffusion.judge import Judge
-    from mtk_tasks_diffusion.metrics import Generated
 
     Report = Callable[[str, float], None]
     Batch = Mapping[str, Tensor]
@@ -70,7 +71,7 @@ class DigitsDiffusion:
         self.cache = Path(cache)
         self.seed = seed
 
-    def prepare(self, report: Report) -> Mapping[str, object]:
+    def prepare(self, report: Report) -> Models:
         """Make the models, or find them in the cache.
 
         Args:
@@ -80,16 +81,7 @@ class DigitsDiffusion:
             ``base``, a folder in diffusers' layout; ``experts`` in the order of the
             held-in cells and ``multitask``: folders in PEFT's layout.
         """
-        base = self._base()
-        total = 2 * len(HELD_IN)  # multitask costs about as much as all experts
-        experts = []
-        for i, cell in enumerate(HELD_IN):
-            report(f"training the expert {cell}", i / total)
-            experts.append(self._adapter(base, cell, [cell], i))
-        report("training the multitask adapter", len(HELD_IN) / total)
-        joint = self._adapter(base, "multitask", list(HELD_IN), len(HELD_IN))
-        report("models ready", 1.0)
-        return {"base": base, "experts": experts, "multitask": joint}
+        return making.make_models(self._base(), HELD_IN, self._trained, report)
 
     def build(self, path: Path) -> nn.Module:
         """The UNet of a folder in diffusers' layout, attention visible to hooks."""
@@ -132,17 +124,16 @@ class DigitsDiffusion:
 
     def predict(self, model: nn.Module, task: str, inputs: Batch) -> list[Generated]:
         """Generate the images of a task, and let the judge look at them."""
+        from mtk.images import Generated
         from mtk_tasks_diffusion import model as models
-        from mtk_tasks_diffusion.metrics import Generated
 
         images = models.sample(model, inputs["noise"], inputs["words"])
         seen = self._judge.verdict(images)
         return [
             Generated(
-                image=image[0], digit=digit, style=STYLES[style], features=feature
+                category=DIGIT_NAMES[digit], domain=STYLES[style], features=feature
             )
-            for image, digit, style, feature in zip(
-                images.numpy(),
+            for digit, style, feature in zip(
                 seen.digits.tolist(),
                 seen.styles.tolist(),
                 seen.features.numpy(),
@@ -192,52 +183,30 @@ class DigitsDiffusion:
         def make(work: Path) -> dict[str, Any]:
             from mtk_tasks_diffusion import model
 
-            model.save(model.load(ASSET), work / "model")
+            model.save(model.load(ASSET), work)
             return {"track": "digits-diffusion", "made": "base"}
 
-        folder = self._folder("base")
-        store.get_or_make(folder, make)
-        return folder / "model"
+        return making.get_or_make(self._folder / "base", make)
 
-    def _adapter(self, base: Path, name: str, cells: list[str], number: int) -> Path:
-        """One trained adapter, as a folder in PEFT's layout."""
+    def _trained(self, name: str, cells: Sequence[str], number: int) -> Path:
+        """The adapter of a cell, or the multitask adapter."""
+        seed = _SPREAD * self.seed + number
 
         def make(work: Path) -> dict[str, Any]:
             from mtk_tasks_diffusion import model, recipes
 
-            regime = recipes.REGIME
-            steps = regime.steps if len(cells) == 1 else regime.multitask_steps
-            seed = _SPREAD * self.seed + number
-            with _one_thread():
-                made = recipes.finetune(model.load(base), cells, steps=steps, seed=seed)
-                recipes.save_adapter(made, work / "adapter")
-            return {"track": "digits-diffusion", "made": name, "seed": seed}
+            with making.one_thread():
+                made = recipes.tuned(model.load(ASSET), cells, seed=seed)
+            recipes.save_adapter(made, work)
+            return {
+                "track": "digits-diffusion",
+                "made": name,
+                "seed": seed,
+                "torch": version("torch"),
+            }
 
-        folder = self._folder(f"seed{self.seed}") / name
-        store.get_or_make(folder, make)
-        return folder / "adapter"
+        return making.get_or_make(self._folder / f"seed{self.seed}" / name, make)
 
-    def _folder(self, name: str) -> Path:
-        return self.cache / f"digits-diffusion-{_version()}-{name}"
-
-
-@lru_cache(maxsize=1)
-def _version() -> str:
-    """A short hash of everything that decides the models."""
-    digest = hashlib.sha256()
-    for name in _SOURCES:
-        digest.update((_HERE / name).read_bytes())
-    return digest.hexdigest()[:12]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for the length of a block: sums in one order, so equal bytes."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    @cached_property
+    def _folder(self) -> Path:
+        return self.cache / making.fingerprint(_HERE / name for name in _SOURCES)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,6 +16,11 @@ HEAD_SCOPES = ("joint", "group")
 # How prompts write a class: as its key, or with spaces for underscores.
 NAMES = ("raw", "spaces")
 MULTITASK = "multitask"
+# Raise them when data or recipes change: old records then do not count.
+CLIP_VERSION = "1"
+SD21_VERSION = "1"
+# The classes of all groups; docs/explanation/domainnet-clip.md says whose work they are.
+_GROUPS = Path(__file__).with_name("assets") / "groups.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,13 +29,14 @@ class Grid:
 
     Args:
         domains: in alphabetical order.
-        groups: name -> number of classes, in order. Equally many consecutive groups are
-            held in with each domain.
+        groups: name -> classes, in order, spelt like the folders of images. Equally many
+            consecutive groups are held in with each domain. The joint head has the
+            classes of all groups as its rows, end to end.
         lists: domain -> lines of its official train and test list; empty to accept any.
     """
 
     domains: tuple[str, ...]
-    groups: Mapping[str, int]
+    groups: Mapping[str, tuple[str, ...]]
     lists: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
@@ -43,9 +51,24 @@ class Grid:
         return tuple(f"{self.domains[i // run]}-{g}" for i, g in enumerate(self.groups))
 
     @property
-    def rows(self) -> int:
-        """Rows of the joint head: a class of two groups has two."""
-        return sum(self.groups.values())
+    def rows(self) -> tuple[str, ...]:
+        """The class of every row of the joint head; a class of two groups has two."""
+        return tuple(name for classes in self.groups.values() for name in classes)
+
+    @property
+    def canonical(self) -> tuple[int, ...]:
+        """For every row, the first row of the same class: either one is right."""
+        rows = self.rows
+        return tuple(rows.index(name) for name in rows)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Every class once."""
+        return tuple(dict.fromkeys(self.rows))
+
+    def head(self, group: str, scope: str) -> tuple[str, ...]:
+        """The classes that the head of a group tells apart."""
+        return self.groups[group] if scope == "group" else self.rows
 
     def parse(self, cell: str) -> tuple[str, str]:
         """Split a cell's name into its domain and its group.
@@ -59,34 +82,14 @@ class Grid:
         return domain, group
 
 
+def _shipped() -> dict[str, tuple[str, ...]]:
+    groups = json.loads(_GROUPS.read_text(encoding="utf-8"))
+    return {name: tuple(classes) for name, classes in groups.items()}
+
+
 DOMAINNET = Grid(
     domains=("clipart", "infograph", "painting", "quickdraw", "real", "sketch"),
-    groups={
-        "furniture": 35,
-        "mammal": 25,
-        "tool": 28,
-        "cloth": 23,
-        "electricity": 25,
-        "building": 21,
-        "office": 21,
-        "human_body": 20,
-        "road_transportation": 15,
-        "food": 14,
-        "nature": 14,
-        "cold_blooded": 12,
-        "music": 10,
-        "fruit": 9,
-        "sport": 10,
-        "tree": 8,
-        "bird": 7,
-        "vegetable": 8,
-        "shape": 7,
-        "kitchen": 8,
-        "water_transportation": 6,
-        "sky_transportation": 4,
-        "insect": 4,
-        "others": 13,
-    },
+    groups=_shipped(),
     lists={
         "clipart": (33_525, 14_604),
         "infograph": (36_023, 15_582),
@@ -96,8 +99,6 @@ DOMAINNET = Grid(
         "sketch": (48_212, 20_916),
     },
 )
-# How the paper's own table spells them.
-SPELLINGS = {"vegatable": "vegetable"}
 # Cells of base ability, which no expert touches.
 CIFAR = "cifar100"
 NEUTRAL = "neutral"

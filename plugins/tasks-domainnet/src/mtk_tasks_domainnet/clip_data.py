@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtk.errors import UsageError
-from mtk_tasks_domainnet import clip, groups, lists
+from mtk_tasks_domainnet import clip, lists
 from mtk_tasks_domainnet.cells import CIFAR, Grid
 
 if TYPE_CHECKING:
@@ -40,11 +40,6 @@ class ClipData:
         self.folder = root / FOLDER
 
     @cached_property
-    def classes(self) -> groups.Classes:
-        """The classes of each group."""
-        return groups.read(self.root, self.grid)
-
-    @cached_property
     def normalise(self) -> Callable[[Tensor], Tensor]:
         """Whole numbers -> what the model takes."""
         return clip.normaliser(self.folder)
@@ -53,14 +48,14 @@ class ClipData:
         """The classes that the head of a task tells apart."""
         if task == CIFAR:
             return folders(self.root / ABILITY)
-        return self.classes.head(self.grid.parse(task)[1], scope)
+        return self.grid.head(self.grid.parse(task)[1], scope)
 
     def canonical(self, task: str, scope: str) -> Tensor:
         """For every row of a head, the first row of the same class, ``(rows,)``."""
         import torch
 
         if task != CIFAR and scope == "joint":
-            return torch.tensor(self.classes.canonical)
+            return torch.tensor(self.grid.canonical)
         return torch.arange(len(self.rows(task, scope)))
 
     def head(self, task: str, scope: str) -> Tensor:
@@ -71,7 +66,7 @@ class ClipData:
     def images(self, task: str, split: str) -> list[lists.Image]:
         """The images of one split of a task."""
         if task != CIFAR:
-            return lists.of_cell(self.root, self.grid, self.classes, task, split)
+            return lists.of_cell(self.root, self.grid, task, split)
         found = sorted(
             path.relative_to(self.root).as_posix()
             for path in (self.root / ABILITY).glob("*/*")
@@ -120,7 +115,7 @@ class ClipData:
     @cached_property
     def _names(self) -> list[str]:
         """Every class once: of the grid, then of base ability."""
-        both = [*self.classes.rows, *folders(self.root / ABILITY)]
+        both = [*self.grid.rows, *folders(self.root / ABILITY)]
         return list(dict.fromkeys(both))
 
     @cached_property

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from mtk_tasks_domainnet import computing, fitting
+from mtk import training
+from mtk_tasks_domainnet import computing, pooling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from mtk_tasks_domainnet.fitting import Progress, Regime, Report
+    from mtk.training import Progress, Regime
 
 # arXiv 2409.18314, by its code: see docs/explanation/domainnet-clip.md.
-EXPERT = fitting.Regime(rate=2e-5, batch=128, steps=1000, seed=42)
+EXPERT = training.Regime(rate=2e-5, batch=128, steps=1000, seed=42)
 MULTITASK = replace(EXPERT, steps=10_000)
 _BATCH = 256  # images per forward pass of an evaluation
 
@@ -48,7 +49,7 @@ def train(
     normalise: Callable[[Tensor], Tensor],
     regime: Regime,
     state: Path,
-    report: Report,
+    report: Callable[[str, float], None],
     device: str = "cpu",
 ) -> Progress:
     """Train the vision tower in place, under a frozen head.
@@ -64,24 +65,17 @@ def train(
         report: told how far it is.
         device: where to train.
     """
-    sizes = torch.tensor([len(part.labels) for part in train])
-    ends = sizes.cumsum(0)
-    labels = torch.cat([part.labels for part in train])
+    sizes = [len(part.labels) for part in train]
     with computing.lent(model, device) as there:
         rows = head.to(there)
 
-        def loss(items: Tensor, _step: int) -> Tensor:
-            cells = torch.searchsorted(ends, items, right=True)
-            places = items - (ends - sizes)[cells]
-            images = torch.stack(
-                [
-                    train[cell].images[place]
-                    for cell, place in zip(cells.tolist(), places.tolist(), strict=True)
-                ]
-            )
+        def loss(step: int) -> Tensor:
+            chosen = pooling.chosen(sizes, step, regime)
+            images = torch.stack([train[cell].images[place] for cell, place in chosen])
+            labels = torch.stack([train[cell].labels[place] for cell, place in chosen])
             embedded = model.encode_image(normalise(images.to(there)))
             logits = embedded @ rows.to(embedded).T  # (b, rows)
-            return functional.cross_entropy(logits.float(), labels[items].to(there))
+            return functional.cross_entropy(logits.float(), labels.to(there))
 
         def evaluate() -> float:
             scores = [accuracy(model, rows, part, normalise) for part in validation]
@@ -90,11 +84,10 @@ def train(
         model.visual.requires_grad_(True)
         parameters = {f"visual.{n}": p for n, p in model.visual.named_parameters()}
         try:
-            progress = fitting.fit(
+            progress = training.fit(
                 parameters,
-                count=int(sizes.sum()),
-                loss=loss,
-                regime=regime,
+                loss,
+                regime,
                 state=state,
                 report=report,
                 evaluate=evaluate,

@@ -7,10 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtk import roots
 from mtk.errors import UsageError
-from mtk_tasks_domainnet import home, inventory
+from mtk_tasks_domainnet import inventory, model_files
 from mtk_tasks_domainnet.cells import (
     CIFAR,
+    CLIP_VERSION,
     DOMAINNET,
     HEAD_SCOPES,
     MULTITASK,
@@ -20,15 +22,17 @@ from mtk_tasks_domainnet.cells import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor, nn
 
+    from mtk.roots import Part
+    from mtk.training import Regime
     from mtk_tasks_domainnet.clip_data import ClipData
-    from mtk_tasks_domainnet.fitting import Regime
-    from mtk_tasks_domainnet.home import Part, Report
 
-NAME, VERSION = "domainnet-clip", "1"
+    Report = Callable[[str, float], None]
+
+NAME = "domainnet-clip"
 REPO = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 FILES = ("open_clip_config.json", "open_clip_model.safetensors")
 # Expert i of seed s takes the protocol's seed plus _SPREAD * s, the same for all i.
@@ -69,8 +73,8 @@ class DomainNetClip:
         """The models, which ``mtk tracks prepare`` has made or imported."""
         from mtk_tasks_domainnet.clip_data import FOLDER
 
-        root = home.need_root(self.cache, NAME)
-        home.need_all(self._parts(root, quick=True), NAME, root)
+        root = roots.need_root(self.cache, NAME)
+        roots.need_all(self._parts(root, quick=True), NAME, root)
         report("models ready", 1.0)
         return {
             "base": root / FOLDER,
@@ -80,8 +84,8 @@ class DomainNetClip:
 
     def missing(self) -> list[str]:
         """What this machine lacks, one phrase each."""
-        root = home.known_root(self.cache)
-        return home.lacking(
+        root = roots.known_root(self.cache)
+        return roots.lacking(
             self._parts(root, quick=True) if root is not None else None, NAME
         )
 
@@ -108,7 +112,7 @@ class DomainNetClip:
         from mtk_tasks_domainnet import clip, clip_recipes
 
         needed = [p for p in self.parts(root) if p["kind"] in ("weights", "data")]
-        home.need_all(home.needed(needed, self.grid, name), NAME, root)
+        roots.need_all(inventory.needed(needed, self.grid, name), NAME, root)
         cells = self.grid.held_in if name == MULTITASK else (name,)
         scope = "joint" if name == MULTITASK else "group"
         data = self._data_of(root)
@@ -122,11 +126,11 @@ class DomainNetClip:
             validation=[data.labelled(cell, "validation", scope) for cell in cells],
             normalise=data.normalise,
             regime=regime,
-            state=home.training_state(folder),
+            state=roots.training_state(folder),
             report=lambda text, share: report(f"{name}: {text}", share),
             device=device,
         )
-        facts = home.facts(NAME, name, regime, progress)
+        facts = model_files.facts(NAME, name, regime, progress)
         self._save(root, folder, model.state_dict(), facts)
 
     def adopt(self, root: Path, name: str, source: Path) -> None:
@@ -134,7 +138,10 @@ class DomainNetClip:
         from mtk.checkpoint import SafetensorsCheckpoint
         from mtk_tasks_domainnet import clip
 
-        folder, file = self._data_of(root).folder, home.one_file(source, FILES[1])
+        folder, file = (
+            self._data_of(root).folder,
+            model_files.one_file(source, FILES[1]),
+        )
         base = SafetensorsCheckpoint([folder / FILES[1]], str(folder))
         expert = SafetensorsCheckpoint([file], str(file))
         clip.check_same(expert, base, str(file), may_lack="visual.")
@@ -181,12 +188,13 @@ class DomainNetClip:
 
     def place(self, root: Path, name: str) -> Path:
         """The folder of an expert or of the multitask model."""
-        variant = "" if self.names == NAMES[0] else f"{self.names}-"
-        return home.made(root, f"{NAME}-{VERSION}", f"{variant}seed{self.seed}") / name
+        # Other names in the prompts make other heads, so other models.
+        variant = "" if self.names == NAMES[0] else f"-{self.names}"
+        return roots.made(root, f"{NAME}-{CLIP_VERSION}{variant}", self.seed, name)
 
     @cached_property
     def _data(self) -> ClipData:
-        return self._data_of(home.need_root(self.cache, NAME))
+        return self._data_of(roots.need_root(self.cache, NAME))
 
     def _data_of(self, root: Path) -> ClipData:
         from mtk_tasks_domainnet.clip_data import ClipData
@@ -196,11 +204,13 @@ class DomainNetClip:
     def _parts(self, root: Path, *, quick: bool) -> list[Part]:
         from mtk_tasks_domainnet.clip_data import ABILITY, FOLDER, folders
 
-        found = [home.files("weights", root / FOLDER, FILES, f"{REPO} (Hub)")]
+        found = [
+            model_files.weights_part("weights", root / FOLDER, FILES, f"{REPO} (Hub)")
+        ]
         found += inventory.data_parts(root, self.grid, quick=quick)
         count = len(folders(root / ABILITY))
         found.append(
-            home.part(
+            roots.part(
                 f"ability/{CIFAR}",
                 "data",
                 there=count > 1,
@@ -210,11 +220,11 @@ class DomainNetClip:
         )
         names: Sequence[str] = (*self.grid.held_in, MULTITASK)
         return found + [
-            home.model_part(
+            roots.model_part(
                 self.place(root, name),
                 name,
                 kind=MULTITASK if name == MULTITASK else "expert",
-                ready=all(p["there"] for p in home.needed(found, self.grid, name)),
+                ready=all(p["there"] for p in inventory.needed(found, self.grid, name)),
                 steps=self._regime(name).steps,
             )
             for name in names
@@ -245,4 +255,4 @@ class DomainNetClip:
             put_file(work, FILES[0], config)
             put_file(work, FILES[1], save(plain, {"format": "pt"}))
 
-        home.finish(folder, fill, facts)
+        roots.finish(folder, fill, facts)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mtk_tasks_domainnet.cells import Grid
-    from mtk_tasks_domainnet.groups import Classes
 
 SEED = 42
 VALIDATION_SHARE = 0.2
@@ -117,24 +116,21 @@ def read(file: Path, domain: str, first: int = 0) -> list[Image]:
     return found
 
 
-def of_cell(
-    root: Path, grid: Grid, classes: Classes, cell: str, part: str
-) -> list[Image]:
+def of_cell(root: Path, grid: Grid, cell: str, part: str) -> list[Image]:
     """The images of one cell and split."""
     domain, group = grid.parse(cell)
-    wanted = set(classes.groups[group])
+    wanted = set(grid.groups[group])
     return [image for image in split(root, grid)[domain, part] if image.name in wanted]
 
 
-def check_classes(root: Path, grid: Grid, classes: Classes) -> None:
-    """Refuse groups and lists that do not speak of the same classes."""
+def check_classes(root: Path, grid: Grid) -> None:
+    """Refuse lists that do not speak of the grid's classes, all of them and no others."""
     listed = {image.name for images in split(root, grid).values() for image in images}
-    grouped = set(classes.rows)
+    grouped = set(grid.classes)
     for odd, where in (
         (grouped - listed, "is in no list"),
         (listed - grouped, "is in no group"),
     ):
         if odd:
-            raise UsageError(
-                f"{root}: the class {min(odd)!r} {where} ({len(odd)} such classes)"
-            )
+            more = f" (nor {len(odd) - 1} others)" if len(odd) > 1 else ""
+            raise UsageError(f"the class {min(odd)!r} {where}{more}")

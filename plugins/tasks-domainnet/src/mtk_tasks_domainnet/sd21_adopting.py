@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mtk.checkpoint import SafetensorsCheckpoint
 from mtk.errors import CheckpointError, UsageError
 from mtk.folders import put_file
-from mtk_tasks_domainnet import home
+from mtk.roots import finish
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,4 +57,4 @@ def adopt(source: Path, unet: Path, folder: Path, facts: dict[str, Any]) -> None
         put_file(work, CONFIG, json.dumps(config, indent=2, sort_keys=True).encode())
         put_file(work, WEIGHTS, source / WEIGHTS)
 
-    home.finish(folder, fill, facts)
+    finish(folder, fill, facts)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtk.errors import UsageError
-from mtk_tasks_domainnet import diffusion, groups, judge, lists, pixels, prompts
+from mtk.randomness import stream
+from mtk_tasks_domainnet import diffusion, judge, lists, pixels, prompts
 from mtk_tasks_domainnet.cells import NEUTRAL, Grid
 from mtk_tasks_domainnet.clip import class_name
 from mtk_tasks_domainnet.clip_data import FOLDER as CLIP_FOLDER
@@ -33,16 +34,6 @@ class Sd21Data:
 
     def __init__(self, root: Path, grid: Grid) -> None:
         self.root, self.grid, self.folder = root, grid, root / FOLDER
-
-    @cached_property
-    def classes(self) -> groups.Classes:
-        """The classes of each group."""
-        return groups.read(self.root, self.grid)
-
-    @cached_property
-    def names(self) -> list[str]:
-        """Every class once."""
-        return list(dict.fromkeys(self.classes.rows))
 
     @cached_property
     def vae(self) -> Any:
@@ -77,20 +68,25 @@ class Sd21Data:
         prompt = prompts.of_domain(domain)
         return [
             prompt.format(class_name(name, "spaces"))
-            for name in self.classes.groups[group]
+            for name in self.grid.groups[group]
         ]
 
     def images(self, cell: str, split: str) -> list[lists.Image]:
         """All real images of a cell and split."""
-        return lists.of_cell(self.root, self.grid, self.classes, cell, split)
+        return lists.of_cell(self.root, self.grid, cell, split)
 
     def turns(self, cell: str, split: str, count: int) -> list[lists.Image]:
-        """Some real images of a cell, its classes in turn, as far as they last."""
+        """Some real images of a cell, its classes in turn, as far as they last.
+
+        At most half as many classes as images, evenly spread over the group, so that
+        there are two images of every prompt to compare.
+        """
         queues: dict[str, list[lists.Image]] = {}
         for image in self.images(cell, split):
             queues.setdefault(image.name, []).append(image)
         _, group = self.grid.parse(cell)
-        order = [name for name in self.classes.groups[group] if name in queues]
+        present = [name for name in self.grid.groups[group] if name in queues]
+        order = [present[place] for place in spread(len(present), count)]
         longest = max(map(len, queues.values()), default=0)
         found = [
             queues[name][turn]
@@ -134,7 +130,7 @@ class Sd21Data:
         if not images:
             raise UsageError(f"{cell} has no images in the split train")
         _, group = self.grid.parse(cell)
-        names = self.classes.groups[group]
+        names = self.grid.groups[group]
         return sd21_recipes.Part(
             latents=self.latents(f"{cell}-train", images),
             prompts=torch.tensor([names.index(image.name) for image in images]),
@@ -144,7 +140,7 @@ class Sd21Data:
     def judge_in(self, folder: Path) -> judge.Judge:
         """The judge that was made in a folder."""
         clip_folder = self.root / CLIP_FOLDER
-        return judge.load(folder, clip_folder, self.names, self.grid.domains)
+        return judge.load(folder, clip_folder, self.grid.classes, self.grid.domains)
 
     def opened(self, images: Sequence[lists.Image]) -> list[Any]:
         """Real images as PIL reads them."""
@@ -155,6 +151,12 @@ class Sd21Data:
         return list(lists.split(self.root, self.grid)[domain, split][: PROBE[split]])
 
 
+def spread(total: int, count: int) -> list[int]:
+    """Which of some prompts ``count`` images have: at most half as many, evenly spread."""
+    most = min(total, max(1, count // 2))
+    return [place * total // most for place in range(most)]
+
+
 def items(task: str, split: str, shape: tuple[int, ...], count: int, times: int) -> Any:
     """Noise (n, *shape) and times (n,) of a task's items: the same for all models.
 
@@ -162,7 +164,7 @@ def items(task: str, split: str, shape: tuple[int, ...], count: int, times: int)
     """
     noise = torch.stack(
         [
-            torch.randn(shape, generator=_generator("noise", task, split, item))
+            torch.randn(shape, generator=stream(0, "noise", task, split, item))
             for item in range(count)
         ]
     )
@@ -176,10 +178,6 @@ def number(kind: str, task: str, split: str, item: int) -> int:
     """A number below 2^53 for one item, which JSON keeps exactly."""
     raw = hashlib.sha256(f"{kind} {task} {split} {item}".encode()).digest()
     return int.from_bytes(raw[:8], "big") >> 11
-
-
-def _generator(kind: str, task: str, split: str, item: int) -> torch.Generator:
-    return torch.Generator().manual_seed(number(kind, task, split, item))
 
 
 def _square(image: Any, side: int) -> Tensor:

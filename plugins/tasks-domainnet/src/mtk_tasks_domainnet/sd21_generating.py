@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mtk.images import Generated, Wanted
 from mtk_tasks_domainnet import computing, diffusion
 from mtk_tasks_domainnet.cells import NEUTRAL
-from mtk_tasks_domainnet.metrics import Generated, Wanted
-from mtk_tasks_domainnet.sd21_data import items, number
+from mtk_tasks_domainnet.sd21_data import items, number, spread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from mtk_tasks_domainnet.judge import Judge
@@ -48,17 +50,23 @@ class Generator:
             return self._neutral(split, count)
         data = self._data
         images = data.turns(task, split, count)
-        features = self.judge.features(data.opened(images)).numpy()
+        features = _scaled(self.judge.features(data.opened(images)))
         domain, group = data.grid.parse(task)
-        names = data.classes.groups[group]
+        names, texts = data.grid.groups[group], data.texts(task)
+        prompt = [names.index(image.name) for image in images]
         return self._put_together(
             task,
             split,
             latents=data.latents(f"{task}-{split}-{len(images)}", images),
-            prompt=torch.tensor([names.index(image.name) for image in images]),
+            prompt=torch.tensor(prompt),
             wanted=[
-                Wanted(category=image.name, domain=domain, features=feature)
-                for image, feature in zip(images, features, strict=True)
+                Wanted(
+                    category=image.name,
+                    domain=domain,
+                    prompt=texts[place],
+                    features=feature,
+                )
+                for image, place, feature in zip(images, prompt, features, strict=True)
             ],
         )
 
@@ -66,16 +74,26 @@ class Generator:
         """Neutral prompts, compared to what the base makes of them."""
         data = self._data
         shape = (count, int(data.vae.config.latent_channels), data.size, data.size)
-        prompt = torch.arange(count) % len(data.texts(NEUTRAL))
+        texts = data.texts(NEUTRAL)
+        chosen = torch.tensor(spread(len(texts), count))
+        prompt = chosen[torch.arange(count) % len(chosen)]
         base = diffusion.load_unet(data.folder / "unet")
-        seen = []
-        for kind in (NEUTRAL, _OTHER):
-            noise, _ = items(kind, split, shape[1:], count, count)
-            made = self.images(base, NEUTRAL, noise, prompt)
-            seen.append(self.judge.features(_pictures(made)).numpy())
+        own, others = (
+            self._seen(self.images(base, NEUTRAL, noise, prompt), data.grid.classes)
+            for noise, _ in (
+                items(kind, split, shape[1:], count, count)
+                for kind in (NEUTRAL, _OTHER)
+            )
+        )
         wanted = [
-            Wanted(category="", domain="", features=other, twin=twin)
-            for twin, other in zip(*seen, strict=True)
+            Wanted(
+                category=twin.category,
+                domain=twin.domain,
+                prompt=texts[place],
+                features=other.features,
+                twin=twin.features,
+            )
+            for place, twin, other in zip(prompt.tolist(), own, others, strict=True)
         ]
         # There are no real images of these prompts: the mixture is noise alone.
         return self._put_together(
@@ -123,17 +141,21 @@ class Generator:
     ) -> list[Generated]:
         """What the judge says about the images of a task."""
         data = self._data
-        made = self.images(model, task, inputs["noise"], inputs["prompt"])
-        features = self.judge.features(_pictures(made))
-        among: Sequence[str] = data.names
+        among = data.grid.classes
         if self._options["head_scope"] == "group" and task != NEUTRAL:
-            among = data.classes.groups[data.grid.parse(task)[1]]
+            among = data.grid.groups[data.grid.parse(task)[1]]
+        made = self.images(model, task, inputs["noise"], inputs["prompt"])
+        return self._seen(made, among)
+
+    def _seen(self, images: Tensor, among: Sequence[str]) -> list[Generated]:
+        """What the judge says about some images, of classes ``among``."""
+        features = self.judge.features(_pictures(images))
         return [
             Generated(category=category, domain=domain, features=feature)
             for category, domain, feature in zip(
                 self.judge.categories(features, among),
                 self.judge.seen_domains(features),
-                features.numpy(),
+                _scaled(features),
                 strict=True,
             )
         ]
@@ -169,7 +191,7 @@ class Generator:
         for place, cell in enumerate(data.grid.held_in):
             noise, _ = items(cell, _SPLIT, shape, 1, 1)
             first = data.turns(cell, _SPLIT, 1)[0]
-            names = data.classes.groups[data.grid.parse(cell)[1]]
+            names = data.grid.groups[data.grid.parse(cell)[1]]
             prompt = torch.tensor([names.index(first.name)])
             (picture,) = _pictures(self.images(model, cell, noise, prompt))
             thumb = picture.resize((_THUMB, _THUMB))
@@ -186,6 +208,12 @@ class Generator:
             texts = self._data.texts(task)
             self._states[task] = diffusion.embed(self._data.folder, texts)
         return self._states[task]
+
+
+def _scaled(features: Tensor) -> NDArray[np.float32]:
+    """Features of length 1, ``(n, d)``, at the length ``sqrt(d)`` that metrics want."""
+    found: NDArray[np.float32] = (features * features.shape[1] ** 0.5).numpy()
+    return found
 
 
 def _pictures(images: Tensor) -> list[Any]:

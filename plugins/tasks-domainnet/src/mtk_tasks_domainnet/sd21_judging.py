@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mtk_tasks_domainnet import clip, home, judge, prompts
+from mtk.roots import finish
+from mtk_tasks_domainnet import clip, judge, prompts
 from mtk_tasks_domainnet.clip_data import FOLDER as CLIP_FOLDER
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def make_judge(data: Sd21Data, folder: Path, track: str) -> None:
     model = clip.load(clip_folder)
     prepare, normalise = clip.whole_numbers(clip_folder), clip.normaliser(clip_folder)
     wordings = [prompts.of_domain(domain) for domain in data.grid.domains]
-    head = judge.zero_shot(model, data.names, wordings, clip_folder)
+    head = judge.zero_shot(model, data.grid.classes, wordings, clip_folder)
     features, labels = [], []
     for place, domain in enumerate(data.grid.domains):
         pictures = data.opened(data.of_domain(domain, "train"))
@@ -39,7 +40,7 @@ def make_judge(data: Sd21Data, folder: Path, track: str) -> None:
         prepare=prepare,
         normalise=normalise,
         head=head,
-        names=data.names,
+        names=data.grid.classes,
         weight=weight,
         bias=bias,
         domains=data.grid.domains,
@@ -56,7 +57,7 @@ def make_judge(data: Sd21Data, folder: Path, track: str) -> None:
         plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
         put_file(work, judge.FILE_NAME, save(plain))
 
-    home.finish(folder, fill, facts)
+    finish(folder, fill, facts)
 
 
 def ceiling(made: judge.Judge, data: Sd21Data) -> dict[str, dict[str, float]]:
@@ -71,7 +72,7 @@ def ceiling(made: judge.Judge, data: Sd21Data) -> dict[str, dict[str, float]]:
             (image.name == category, domain == seen)
             for image, category, seen in zip(
                 images,
-                made.categories(features, data.names),
+                made.categories(features, data.grid.classes),
                 made.seen_domains(features),
                 strict=True,
             )

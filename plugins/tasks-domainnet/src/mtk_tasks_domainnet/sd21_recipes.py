@@ -5,24 +5,25 @@ The paper's rank, rate, steps and prompts are unknown; these are our choice.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
 
-from mtk_tasks_domainnet import computing, diffusion, fitting
+from mtk import training
+from mtk.randomness import stream
+from mtk_tasks_domainnet import computing, diffusion, pooling
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
 
-    from mtk_tasks_domainnet.fitting import Progress, Regime, Report
+    from mtk.training import Progress, Regime
 
-EXPERT = fitting.Regime(rate=1e-4, batch=16, steps=1000, seed=42, every=100)
+EXPERT = training.Regime(rate=1e-4, batch=16, steps=1000, seed=42, every=100)
 MULTITASK = replace(EXPERT, steps=10_000)
 RANK = 16  # and alpha, so that the scale is 1
 # PEFT reads a string as a pattern; a list would be stored in a random order.
@@ -62,7 +63,7 @@ def train(
     *,
     regime: Regime,
     state: Path,
-    report: Report,
+    report: Callable[[str, float], None],
     device: str = "cpu",
 ) -> Progress:
     """Train an adapter in place; a fixed number of steps, without early stopping.
@@ -76,23 +77,20 @@ def train(
         report: told how far it is.
         device: where to train.
     """
-    sizes = torch.tensor([len(part.prompts) for part in parts])
-    ends = sizes.cumsum(0)
+    sizes = [len(part.prompts) for part in parts]
     times = int(scheduler.config.num_train_timesteps)
     with computing.lent(model, device) as there:
 
-        def loss(items: Tensor, step: int) -> Tensor:
-            cells = torch.searchsorted(ends, items, right=True).tolist()
-            places = items.tolist()
+        def loss(step: int) -> Tensor:
             chosen = [
-                (parts[cell], place - int(ends[cell] - sizes[cell]))
-                for cell, place in zip(cells, places, strict=True)
+                (parts[cell], place)
+                for cell, place in pooling.chosen(sizes, step, regime)
             ]
             latents = torch.stack([part.latents[place] for part, place in chosen])
             states = torch.stack(
                 [part.states[int(part.prompts[place])] for part, place in chosen]
             )
-            generator = _generator(regime.seed, step)
+            generator = stream(regime.seed, "noise", step)
             noise = torch.randn(latents.shape, generator=generator).to(there)
             time = torch.randint(times, (len(latents),), generator=generator).to(there)
             latents, states = latents.to(there), states.to(there)
@@ -101,22 +99,10 @@ def train(
             return functional.mse_loss(found.float(), wanted.float())
 
         parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        return fitting.fit(
-            parameters,
-            count=int(sizes.sum()),
-            loss=loss,
-            regime=regime,
-            state=state,
-            report=report,
-        )
+        return training.fit(parameters, loss, regime, state=state, report=report)
 
 
 def save_adapter(model: Any, folder: Path) -> None:
     """Write an adapter as PEFT's folder; it names no base, which others could open."""
     model.peft_config["default"].base_model_name_or_path = None
     model.save_pretrained(str(folder))
-
-
-def _generator(seed: int, step: int) -> torch.Generator:
-    raw = hashlib.sha256(f"noise {seed} {step}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(raw[:7], "big"))

@@ -7,27 +7,31 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtk import roots
 from mtk.errors import UsageError
-from mtk_tasks_domainnet import home, inventory
+from mtk_tasks_domainnet import inventory, model_files
 from mtk_tasks_domainnet.cells import (
     DOMAINNET,
     HEAD_SCOPES,
     MULTITASK,
+    SD21_VERSION,
     SPLITS,
     Grid,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor, nn
 
-    from mtk_tasks_domainnet.fitting import Regime
-    from mtk_tasks_domainnet.home import Part, Report
-    from mtk_tasks_domainnet.metrics import Generated
+    from mtk.images import Generated
+    from mtk.roots import Part
+    from mtk.training import Regime
     from mtk_tasks_domainnet.sd21_generating import Generator
 
-NAME, VERSION = "domainnet-sd21", "1"
+    Report = Callable[[str, float], None]
+
+NAME = "domainnet-sd21"
 REPO = "stabilityai/stable-diffusion-2-1"
 FILES = (
     "model_index.json",
@@ -45,6 +49,7 @@ FILES = (
 )
 JUDGE = "judge"
 _PACKAGES = ("diffusers", "peft", "transformers")
+_INSTALL = "mtk-tasks-domainnet[generation]"
 _DEFAULTS: Mapping[str, Any] = {
     "head_scope": HEAD_SCOPES[0],
     "images": 20,
@@ -90,8 +95,8 @@ class DomainNetSd21:
         """The models, which ``mtk tracks prepare`` has made or imported."""
         from mtk_tasks_domainnet.sd21_data import FOLDER
 
-        root = home.need_root(self.cache, NAME)
-        home.need_all(self._parts(root, quick=True), NAME, root)
+        root = roots.need_root(self.cache, NAME)
+        roots.need_all(self._parts(root, quick=True), NAME, root)
         report("models ready", 1.0)
         return {
             "base": root / FOLDER / "unet",
@@ -101,8 +106,8 @@ class DomainNetSd21:
 
     def missing(self) -> list[str]:
         """What this machine lacks, one phrase each."""
-        root = home.known_root(self.cache)
-        return home.lacking(
+        root = roots.known_root(self.cache)
+        return roots.lacking(
             self._parts(root, quick=True) if root is not None else None, NAME
         )
 
@@ -133,7 +138,7 @@ class DomainNetSd21:
         from mtk_tasks_domainnet.sd21_data import Sd21Data
 
         parts = [p for p in self.parts(root) if p["kind"] not in ("expert", MULTITASK)]
-        home.need_all(self._needed(parts, name), NAME, root)
+        roots.need_all(self._needed(parts, name), NAME, root)
         data, folder = Sd21Data(root, self.grid), self.place(root, name)
         folder.parent.mkdir(parents=True, exist_ok=True)
         if name == JUDGE:
@@ -151,7 +156,7 @@ class DomainNetSd21:
             [data.training(cell) for cell in cells],
             data.scheduler,
             regime=regime,
-            state=home.training_state(folder),
+            state=roots.training_state(folder),
             report=lambda text, share: report(f"{name}: {text}", share),
             device=device,
         )
@@ -159,7 +164,7 @@ class DomainNetSd21:
         def fill(work: Path) -> None:
             sd21_recipes.save_adapter(model, work)
 
-        home.finish(folder, fill, home.facts(NAME, name, regime, progress))
+        roots.finish(folder, fill, model_files.facts(NAME, name, regime, progress))
 
     def adopt(self, root: Path, name: str, source: Path) -> None:
         """Import a LoRA adapter of the UNet's attention, as PEFT writes it."""
@@ -217,15 +222,17 @@ class DomainNetSd21:
 
     def place(self, root: Path, name: str) -> Path:
         """The folder of an adapter, or of the judge, which knows no seed."""
-        variant = "judges" if name == JUDGE else f"seed{self.seed}"
-        return home.made(root, f"{NAME}-{VERSION}", variant) / name
+        track = f"{NAME}-{SD21_VERSION}"
+        if name == JUDGE:
+            return root / "mtk" / track / JUDGE
+        return roots.made(root, track, self.seed, name)
 
     @cached_property
     def _generator(self) -> Generator:
         from mtk_tasks_domainnet.sd21_data import Sd21Data
         from mtk_tasks_domainnet.sd21_generating import Generator
 
-        root = home.need_root(self.cache, NAME)
+        root = roots.need_root(self.cache, NAME)
         return Generator(
             Sd21Data(root, self.grid), self.place(root, JUDGE), self.options
         )
@@ -233,7 +240,7 @@ class DomainNetSd21:
     def _needed(self, parts: list[Part], name: str) -> list[Part]:
         if name == JUDGE:
             return [p for p in parts if p["kind"] in ("weights", "data", "package")]
-        needed = home.needed(parts, self.grid, name)
+        needed = inventory.needed(parts, self.grid, name)
         return [p for p in needed if p["name"] != "judge weights"]
 
     def _parts(self, root: Path, *, quick: bool) -> list[Part]:
@@ -243,14 +250,14 @@ class DomainNetSd21:
 
         clip = clip_track.REPO
         found = [
-            home.packages(_PACKAGES, "generation"),
-            home.files("weights", root / FOLDER, FILES, f"{REPO} (Hub)"),
-            home.files(
+            roots.package_part(_PACKAGES, _INSTALL),
+            model_files.weights_part("weights", root / FOLDER, FILES, f"{REPO} (Hub)"),
+            model_files.weights_part(
                 "judge weights", root / CLIP_FOLDER, clip_track.FILES, f"{clip} (Hub)"
             ),
             *inventory.data_parts(root, self.grid, quick=quick),
         ]
-        judge = home.model_part(
+        judge = roots.model_part(
             self.place(root, JUDGE),
             JUDGE,
             kind="judge",
@@ -260,7 +267,7 @@ class DomainNetSd21:
             *found,
             judge,
             *(
-                home.model_part(
+                roots.model_part(
                     self.place(root, name),
                     name,
                     kind=MULTITASK if name == MULTITASK else "expert",

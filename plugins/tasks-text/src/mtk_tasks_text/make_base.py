@@ -13,12 +13,12 @@ import platform
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from mtk.folders import sha256
+from mtk.making import one_thread
 from mtk_tasks_text import cldr, data, model, recipes
 from mtk_tasks_text.cells import ABILITIES, CELLS, SPLITS
 from mtk_tasks_text.track import ASSET
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 SEED = 0
-_EVERY = 200
+_STATE = "translate.safetensors"
 # The fields of the regime on which the base depends.
 DECIDING = (
     *("pretrain_steps", "pretrain_rate", "pretrain_batch"),
@@ -38,10 +38,11 @@ _VERSIONS = ("babel", "safetensors", "torch", "transformers")
 
 def make(folder: Path, work: Path, regime: recipes.Regime = recipes.REGIME) -> None:
     """Train the base in two stages, write it in half precision, say how."""
-    torch.set_num_threads(1)
     work.mkdir(parents=True, exist_ok=True)
-    network = first_stage(work, regime)
-    recipes.pretrain_faintly(network, SEED, regime, _say(regime.faint_steps))
+    network = model.build(SEED)
+    with one_thread():
+        recipes.pretrain(network, SEED, regime, state=work / _STATE, report=_show)
+        recipes.pretrain_faintly(network, SEED, regime, report=_show)
     write(network, folder, regime)
 
 
@@ -75,71 +76,8 @@ def data_hash() -> str:
     return digest.hexdigest()
 
 
-def first_stage(work: Path, regime: recipes.Regime = recipes.REGIME) -> nn.Module:
-    """Translate names, dates and numbers; go on from the state in ``work``."""
-    network = model.build(SEED)
-    optimiser = recipes.adamw(network)
-    first = _restore(network, optimiser, work / "translate.safetensors")
-
-    say = _say(regime.pretrain_steps)
-
-    def after(step: int, trained: nn.Module, by: torch.optim.Optimizer) -> None:
-        say(step, trained, by)
-        done = step + 1
-        if done % _EVERY == 0 or done == regime.pretrain_steps:
-            _keep(trained, by, done, work / "translate.safetensors")
-
-    recipes.train(
-        network,
-        recipes.translations,
-        steps=regime.pretrain_steps,
-        size=regime.pretrain_batch,
-        seed=SEED,
-        rate=recipes.one_cycle(regime.pretrain_rate, regime.pretrain_steps),
-        first=first,
-        half=True,
-        optimiser=optimiser,
-        after=after,
-    )
-    return network
-
-
-def _say(steps: int) -> recipes.After:
-    def after(step: int, *_: object) -> None:
-        sys.stderr.write(f"\rstep {step + 1} of {steps} ")
-
-    return after
-
-
-def _keep(
-    network: nn.Module, optimiser: torch.optim.Optimizer, done: int, path: Path
-) -> None:
-    """Write weights, moments of the optimiser and the number of steps, atomically."""
-    kept = {f"model.{k}": v for k, v in network.state_dict().items()}
-    kept["done"] = torch.tensor(done)
-    for index, state in optimiser.state_dict()["state"].items():
-        kept |= {f"optimiser.{index}.{k}": v for k, v in state.items()}
-    partial = path.with_suffix(".partial")
-    save_file({k: v.contiguous() for k, v in kept.items()}, str(partial))
-    partial.replace(path)
-
-
-def _restore(network: nn.Module, optimiser: torch.optim.Optimizer, path: Path) -> int:
-    """Load what `_keep` wrote, if there is anything; return the steps done."""
-    if not path.exists():
-        return 0
-    kept = load_file(str(path))
-    network.load_state_dict(
-        {k.removeprefix("model."): v for k, v in kept.items() if k.startswith("model.")}
-    )
-    states: dict[int, dict[str, Any]] = {}
-    for name, value in kept.items():
-        if name.startswith("optimiser."):
-            _, index, key = name.split(".")
-            states.setdefault(int(index), {})[key] = value
-    groups = optimiser.state_dict()["param_groups"]
-    optimiser.load_state_dict({"state": states, "param_groups": groups})
-    return int(kept["done"])
+def _show(message: str, fraction: float) -> None:
+    sys.stderr.write(f"{round(100 * fraction):3d} % {message}\n")
 
 
 def main() -> None:
@@ -152,7 +90,6 @@ def main() -> None:
     )
     given = parser.parse_args()
     make(given.folder, given.work)
-    sys.stderr.write("\n")
 
 
 if __name__ == "__main__":

@@ -39,17 +39,3 @@ def mtk_tasks() -> Iterator[mtk.Track]:
         source="Unicode CLDR, as packaged by Babel",
         licence="Unicode-3.0",
     )
-
-
-@mtk.hookimpl
-def mtk_metrics() -> Iterator[mtk.Metric]:
-    yield mtk.Metric(
-        name="exact_match",
-        target="mtk_tasks_text.metrics:exact_match",
-        summary="Share of generated texts equal to the reference",
-    )
-    yield mtk.Metric(
-        name="chrf",
-        target="mtk_tasks_text.metrics:chrf",
-        summary="Overlap of character n-grams with the reference (chrF2, sacrebleu)",
-    )

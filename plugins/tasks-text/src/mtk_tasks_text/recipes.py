@@ -1,7 +1,8 @@
 """How the base, the experts and the multitask model of ``cldr-t5`` are made.
 
 Every function is deterministic in its seed on one thread. The batch of a step follows
-from seed and step alone, so that training can stop anywhere and go on.
+from seed and step alone, so that training can stop anywhere and go on; models are trained
+in place, and are in evaluation mode afterwards.
 """
 
 from __future__ import annotations
@@ -13,18 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
+from torch.optim.lr_scheduler import LambdaLR
 
+from mtk import training
 from mtk_tasks_text import cldr, data, tokens
-from mtk_tasks_text.cells import CELLS, HELD_IN, LANGUAGES, TASKS
+from mtk_tasks_text.cells import CELLS, LANGUAGES, TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
-    from torch import nn
+    from torch import Tensor, nn
 
     Pair = tuple[str, str]
     Pick = Callable[[torch.Generator, int], list[Pair]]
-    After = Callable[[int, nn.Module, torch.optim.Optimizer], object]
+    Report = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +68,146 @@ REGIME = Regime()
 _MIXTURE = (0.5, 0.8, 1.0)
 _NUMBERS_FROM = 640  # those before it may belong to a split
 _NUMBERS = 9_000
+_CLIP = 1.0  # of gradients, in every stage
+
+
+def pretrain(
+    model: nn.Module,
+    seed: int,
+    regime: Regime = REGIME,
+    *,
+    state: Path | None = None,
+    every: int = 200,
+    report: Report | None = None,
+) -> None:
+    """Let a model translate names, dates and numbers, from where ``state`` left off."""
+    numbers = training.Regime(
+        rate=1.0,
+        batch=regime.pretrain_batch,
+        steps=regime.pretrain_steps,
+        seed=seed,
+        every=every,
+        clip=_CLIP,
+    )
+    rate = one_cycle(regime.pretrain_rate, regime.pretrain_steps)
+    _fit(model, translations, numbers, rate=rate, state=state, report=report)
+
+
+def pretrain_faintly(
+    model: nn.Module,
+    seed: int,
+    regime: Regime = REGIME,
+    *,
+    report: Report | None = None,
+) -> None:
+    """Show a model every task in every language, mostly with wrong answers.
+
+    After it the base knows the grid faintly: without, merges are worse than the base.
+    """
+    pools = {cell: _pairs(cell) for cell in CELLS}
+
+    def pick(generator: torch.Generator, size: int) -> list[Pair]:
+        if torch.rand((), generator=generator).item() < regime.replay:
+            return translations(generator, size)
+        task = TASKS[int(torch.randint(len(TASKS), (), generator=generator))]
+        return [_noisy(task, pools, regime.noise, generator) for _ in range(size)]
+
+    numbers = training.Regime(
+        rate=1.0,
+        batch=regime.pretrain_batch,
+        steps=regime.faint_steps,
+        seed=seed,
+        clip=_CLIP,
+    )
+    rate = one_cycle(regime.faint_rate, regime.faint_steps)
+    _fit(model, pick, numbers, rate=rate, report=report)
+
+
+def tuned(
+    base: nn.Module, cells: Sequence[str], *, seed: int, regime: Regime = REGIME
+) -> nn.Module:
+    """Return a copy of the base trained on one cell, or on several, one in each batch."""
+    pools = [_pairs(cell) for cell in cells]
+
+    def pick(generator: torch.Generator, size: int) -> list[Pair]:
+        pool = pools[int(torch.randint(len(pools), (), generator=generator))]
+        chosen = torch.randint(len(pool), (size,), generator=generator)
+        return [pool[place] for place in chosen.tolist()]
+
+    model = copy.deepcopy(base).requires_grad_(True)
+    steps = regime.steps if len(cells) == 1 else regime.multitask_steps
+    numbers = training.Regime(
+        rate=regime.rate, batch=regime.batch, steps=steps, seed=seed, clip=_CLIP
+    )
+    _fit(model, pick, numbers)
+    return model
+
+
+def _fit(
+    model: nn.Module,
+    pick: Pick,
+    numbers: training.Regime,
+    *,
+    rate: Callable[[int], float] | None = None,
+    state: Path | None = None,
+    report: Report | None = None,
+) -> None:
+    """Train a model.
+
+    Args:
+        model: a T5.
+        pick: draws the pairs of a batch.
+        numbers: of this stage.
+        rate: step to learning rate, in pre-training, which computes in bfloat16 where
+            torch thinks it harmless.
+        state: file of the unfinished run.
+        report: told how far it is.
+    """
+
+    def loss(step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(1_000_003 * numbers.seed + step)
+        return loss_of(model, pick(generator, numbers.batch), half=rate is not None)
+
+    model.train()
+    training.fit(
+        dict(model.named_parameters()),
+        loss,
+        numbers,
+        state=state,
+        report=report,
+        schedule=None if rate is None else lambda by: LambdaLR(by, rate),
+    )
+    model.eval()
+
+
+def loss_of(model: nn.Module, pairs: Sequence[Pair], *, half: bool = False) -> Tensor:
+    """Mean cross-entropy of the answers' bytes; computed in bfloat16 if ``half``."""
+    module: Any = model
+    inputs = tokens.encode([text for text, _ in pairs])
+    answers = tokens.encode([answer for _, answer in pairs])
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        logits = module(
+            input_ids=inputs,
+            attention_mask=inputs != tokens.PAD,
+            decoder_input_ids=tokens.shifted(answers),
+            use_cache=False,
+        ).logits
+    return functional.cross_entropy(
+        logits.float().flatten(0, 1), answers.flatten(), ignore_index=tokens.PAD
+    )
+
+
+def one_cycle(peak: float, steps: int) -> Callable[[int], float]:
+    """Return a rate that rises for a twentieth of the steps and falls as a cosine."""
+    warm = max(1, steps // 20)
+
+    def rate(step: int) -> float:
+        if step < warm:
+            return peak * (step + 1) / warm
+        done = (step - warm) / max(1, steps - warm)
+        return peak * 0.5 * (1 + math.cos(math.pi * done))
+
+    return rate
 
 
 def translations(generator: torch.Generator, size: int) -> list[Pair]:
@@ -95,107 +239,6 @@ def _translation(generator: torch.Generator, sort: float) -> Pair:
     return data.translation(here, LANGUAGES[target]), there
 
 
-def train(
-    model: nn.Module,
-    pick: Pick,
-    *,
-    steps: int,
-    size: int,
-    seed: int,
-    rate: Callable[[int], float],
-    first: int = 0,
-    half: bool = False,
-    optimiser: torch.optim.Optimizer | None = None,
-    after: After | None = None,
-) -> None:
-    """Train a model in place with AdamW.
-
-    Args:
-        model: a T5.
-        pick: draws the pairs of a batch.
-        steps: where to stop.
-        size: items per batch.
-        seed: with the number of the step it decides the batch.
-        rate: step to learning rate.
-        first: the step to begin with.
-        half: compute in bfloat16 where torch thinks it harmless.
-        optimiser: one that already has its state.
-        after: is called after every step.
-    """
-    optimiser = optimiser or adamw(model)
-    module: Any = model
-    module.train()
-    for step in range(first, steps):
-        generator = torch.Generator().manual_seed(1_000_003 * seed + step)
-        pairs = pick(generator, size)
-        inputs = tokens.encode([text for text, _ in pairs])
-        answers = tokens.encode([answer for _, answer in pairs])
-        for group in optimiser.param_groups:
-            group["lr"] = rate(step)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-            logits = module(
-                input_ids=inputs,
-                attention_mask=inputs != tokens.PAD,
-                decoder_input_ids=tokens.shifted(answers),
-                use_cache=False,
-            ).logits
-        loss = functional.cross_entropy(
-            logits.float().flatten(0, 1), answers.flatten(), ignore_index=tokens.PAD
-        )
-        optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimiser.step()
-        if after is not None:
-            after(step, model, optimiser)
-    module.eval()
-
-
-def adamw(model: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimiser that all stages use."""
-    return torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
-
-
-def one_cycle(peak: float, steps: int) -> Callable[[int], float]:
-    """Return a rate that rises for a twentieth of the steps and falls as a cosine."""
-    warm = max(1, steps // 20)
-
-    def rate(step: int) -> float:
-        if step < warm:
-            return peak * (step + 1) / warm
-        done = (step - warm) / max(1, steps - warm)
-        return peak * 0.5 * (1 + math.cos(math.pi * done))
-
-    return rate
-
-
-def pretrain_faintly(
-    model: nn.Module, seed: int, regime: Regime = REGIME, after: After | None = None
-) -> None:
-    """Show a model, in place, every task in every language, mostly with wrong answers.
-
-    After it the base knows the grid faintly: without, merges are worse than the base.
-    """
-    pools = {cell: _pairs(cell) for cell in CELLS}
-
-    def pick(generator: torch.Generator, size: int) -> list[Pair]:
-        if torch.rand((), generator=generator).item() < regime.replay:
-            return translations(generator, size)
-        task = TASKS[int(torch.randint(len(TASKS), (), generator=generator))]
-        return [_noisy(task, pools, regime.noise, generator) for _ in range(size)]
-
-    train(
-        model,
-        pick,
-        steps=regime.faint_steps,
-        size=regime.pretrain_batch,
-        seed=seed,
-        rate=one_cycle(regime.faint_rate, regime.faint_steps),
-        half=True,
-        after=after,
-    )
-
-
 def _noisy(
     task: str,
     pools: dict[str, list[Pair]],
@@ -208,46 +251,6 @@ def _noisy(
     mine, other = torch.randint(len(pool), (2,), generator=generator).tolist()
     wrong = torch.rand((), generator=generator).item() < noise
     return pool[mine][0], pool[other if wrong else mine][1]
-
-
-def finetune(
-    base: nn.Module, cell: str, *, seed: int, regime: Regime = REGIME
-) -> nn.Module:
-    """Return an expert: a copy of the base that was trained on one cell."""
-    return _tuned(base, [cell], regime.steps, seed, regime)
-
-
-def multitask(
-    base: nn.Module,
-    cells: Sequence[str] = HELD_IN,
-    *,
-    seed: int,
-    regime: Regime = REGIME,
-) -> nn.Module:
-    """Return a copy of the base trained on all cells, one in each batch."""
-    return _tuned(base, cells, regime.multitask_steps, seed, regime)
-
-
-def _tuned(
-    base: nn.Module, cells: Sequence[str], steps: int, seed: int, regime: Regime
-) -> nn.Module:
-    pools = [_pairs(cell) for cell in cells]
-
-    def pick(generator: torch.Generator, size: int) -> list[Pair]:
-        pool = pools[int(torch.randint(len(pools), (), generator=generator))]
-        chosen = torch.randint(len(pool), (size,), generator=generator)
-        return [pool[place] for place in chosen.tolist()]
-
-    model = copy.deepcopy(base).requires_grad_(True)
-    train(
-        model,
-        pick,
-        steps=steps,
-        size=regime.batch,
-        seed=seed,
-        rate=lambda _: regime.rate,
-    )
-    return model
 
 
 def _pairs(cell: str) -> list[Pair]:

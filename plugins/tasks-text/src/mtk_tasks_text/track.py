@@ -7,21 +7,21 @@ prepared track answers in milliseconds.
 
 from __future__ import annotations
 
-import hashlib
-from contextlib import contextmanager
-from functools import lru_cache
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtk import making
 from mtk.errors import UsageError
-from mtk_tasks_text import store
 from mtk_tasks_text.cells import HELD_IN, LONGEST, RANKED, options, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor, nn
+
+    from mtk.tracks import Models
 
     Report = Callable[[str, float], None]
     Batch = Mapping[str, Tensor]
@@ -58,7 +58,7 @@ class CldrT5:
         self.cache = Path(cache)
         self.seed = seed
 
-    def prepare(self, report: Report) -> dict[str, Any]:
+    def prepare(self, report: Report) -> Models:
         """Make the models, or find them in the cache.
 
         Args:
@@ -68,17 +68,7 @@ class CldrT5:
             ``base``, ``experts`` in the order of the held-in cells, and
             ``multitask``: folders in transformers' layout.
         """
-        base = self._base()
-        # The multitask model costs about as much as all experts together.
-        total = 2 * len(HELD_IN)
-        experts = []
-        for index, cell in enumerate(HELD_IN):
-            report(f"training the expert {cell}", index / total)
-            experts.append(self._trained(base, cell, index))
-        report("training the multitask model", len(HELD_IN) / total)
-        joint = self._trained(base, "multitask", len(HELD_IN))
-        report("models ready", 1.0)
-        return {"base": base, "experts": experts, "multitask": joint}
+        return making.make_models(self._base(), HELD_IN, self._trained, report)
 
     def build(self, path: Path) -> nn.Module:
         """Return the model of a folder, ready to run."""
@@ -170,34 +160,37 @@ class CldrT5:
     def _base(self) -> Path:
         """The base in float32; the package carries it in half precision."""
 
-        def make(work: Path) -> None:
+        def make(work: Path) -> dict[str, Any]:
             from mtk_tasks_text import model
 
             model.save(model.load(ASSET), work)
+            return {"track": "cldr-t5", "made": "base"}
 
-        return store.get_or_make(self._folder("base"), {"made": "base"}, make)
+        return making.get_or_make(self._folder / "base", make)
 
-    def _trained(self, base: Path, cell: str, index: int) -> Path:
+    def _trained(self, name: str, cells: Sequence[str], number: int) -> Path:
         """The expert of a cell, or the multitask model."""
+        seed = _SPREAD * self.seed + number
 
-        def make(work: Path) -> None:
+        def make(work: Path) -> dict[str, Any]:
             from mtk_tasks_text import model, recipes
 
-            seed = _SPREAD * self.seed + index
-            with _one_thread():
-                start = model.load(base)
-                if cell == "multitask":
-                    trained = recipes.multitask(start, seed=seed)
-                else:
-                    trained = recipes.finetune(start, cell, seed=seed)
-            model.save(trained, work)
+            with making.one_thread():
+                made = recipes.tuned(model.load(ASSET), cells, seed=seed)
+            model.save(made, work)
+            return {
+                "track": "cldr-t5",
+                "made": name,
+                "seed": seed,
+                "torch": version("torch"),
+            }
 
-        folder = self._folder(f"seed{self.seed}") / cell
-        facts = {"made": cell, "seed": self.seed, "torch": version("torch")}
-        return store.get_or_make(folder, facts, make)
+        return making.get_or_make(self._folder / f"seed{self.seed}" / name, make)
 
-    def _folder(self, name: str) -> Path:
-        return self.cache / f"cldr-t5-{_version()}-{name}"
+    @cached_property
+    def _folder(self) -> Path:
+        sources = (_HERE / name for name in _SOURCES)
+        return self.cache / making.fingerprint(sources, version("babel"))
 
 
 def _answers(model: nn.Module, task: str, source: Tensor) -> Sequence[str]:
@@ -209,25 +202,3 @@ def _answers(model: nn.Module, task: str, source: Tensor) -> Sequence[str]:
         best = decoding.likelihoods(model, source, answers).argmax(dim=1)
         return [answers[place] for place in best.tolist()]
     return tokens.decode(decoding.greedy(model, source, LONGEST[kind]))
-
-
-@lru_cache(maxsize=1)
-def _version() -> str:
-    """A short hash of everything that decides the models."""
-    digest = hashlib.sha256(version("babel").encode())
-    for name in _SOURCES:
-        digest.update((_HERE / name).read_bytes())
-    return digest.hexdigest()[:12]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for the length of a block: sums in one order, so equal bytes."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

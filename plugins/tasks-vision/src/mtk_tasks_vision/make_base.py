@@ -14,8 +14,9 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from mtk.folders import sha256
 from mtk.loading import resolve
-from mtk_tasks_vision import store
+from mtk.making import one_thread
 from mtk_tasks_vision.track import ASSET
 
 SEED = 0
@@ -32,10 +33,11 @@ def make(folder: Path) -> dict[str, object]:
 
     from mtk_tasks_vision import model, recipes
 
-    torch.set_num_threads(1)
     started = time.perf_counter()
-    base = pretrain(SEED, recipes.REGIME, _show)
+    with one_thread():
+        base = pretrain(SEED, recipes.REGIME, _show)
     model.save(base, folder, torch.float16)
+    weights = folder / model.WEIGHTS_NAME
     facts: dict[str, object] = {
         "script": "python -m mtk_tasks_vision.make_base",
         "seed": SEED,
@@ -45,16 +47,15 @@ def make(folder: Path) -> dict[str, object]:
         "versions": {name: version(name) for name in _VERSIONS},
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "sha256": {model.WEIGHTS_NAME: store.sha256(folder / model.WEIGHTS_NAME)},
+        "sha256": {weights.name: sha256(weights)["sha256"]},
     }
     text = json.dumps(facts, indent=2, sort_keys=True) + "\n"
     (folder / "provenance.json").write_text(text, encoding="utf-8")
     return facts
 
 
-def _show(fraction: float) -> None:
-    percent = round(100 * fraction)
-    sys.stderr.write(f"\rpre-training {percent} %")
+def _show(message: str, fraction: float) -> None:
+    sys.stderr.write(f"{round(100 * fraction):3d} % {message}\n")
 
 
 def main() -> None:
@@ -62,7 +63,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=ASSET)
     made = make(parser.parse_args().folder)
-    sys.stderr.write("\n")
     sys.stdout.write(json.dumps(made["sha256"]) + "\n")
 
 

@@ -1,7 +1,8 @@
 """How the base, the experts and the multitask model of ``digits-clip`` are made.
 
-Every function is deterministic in its seed on one thread: all randomness comes from
-a ``torch.Generator``, and the callers see to the thread count.
+Every function is deterministic in its seed on one thread; the callers see to the thread
+count. What an expert sees follows from the seed and the number of the step. The base, whose
+bytes are shipped, is still trained with the one generator that made it.
 """
 
 from __future__ import annotations
@@ -14,15 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.optim.lr_scheduler import OneCycleLR
 
+from mtk import training
 from mtk_tasks_vision import data, glyphs, model
-from mtk_tasks_vision.cells import GROUPS, HELD_IN, STYLES, classes
+from mtk_tasks_vision.cells import GROUPS, STYLES, classes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    Report = Callable[[float], None]
+    Report = Callable[[str, float], None]
 
+# AdamW's own, with which the base was pre-trained.
+_DECAY = 0.01
 # Wordings seen in pre-training; the first is the one used for the zero-shot head.
 TEMPLATES = (
     model.PROMPT,
@@ -66,94 +71,69 @@ def pretrain(
     Each image is classified among the ten digits by the text tower's embeddings of
     one wording, drawn anew each step, so that the zero-shot head means something.
     """
-    clip: Any = model.build(seed)
+    clip: Any = model.build(seed).train()
     generator = torch.Generator().manual_seed(seed)
     written, labels = _handwriting()
     tokens = [
         model.tokenize([t.format(name) for name in model.DIGIT_NAMES])
         for t in TEMPLATES
     ]
-    optimiser = torch.optim.AdamW(clip.parameters(), lr=regime.pretrain_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, regime.pretrain_rate, total_steps=regime.pretrain_steps
-    )
-    hand = regime.handwritten
-    clip.train()
-    for step in range(regime.pretrain_steps):
+    hand, steps = regime.handwritten, regime.pretrain_steps
+    peak = regime.pretrain_rate
+
+    def loss(_: int) -> Tensor:
         pick = torch.randint(len(labels), (hand,), generator=generator)
         printed = torch.randint(10, (regime.batch - hand,), generator=generator)
         ink = torch.cat([written[pick], glyphs.draw(printed, generator)])
         images = _in_random_styles(ink, generator)
         which = int(torch.randint(len(tokens), (), generator=generator))
         logits = clip.encode_image(images) @ clip.encode_text(tokens[which]).T
-        loss = functional.cross_entropy(logits, torch.cat([labels[pick], printed]))
-        optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        optimiser.step()
-        schedule.step()
-        if report is not None:
-            report((step + 1) / regime.pretrain_steps)
+        return functional.cross_entropy(logits, torch.cat([labels[pick], printed]))
+
+    numbers = training.Regime(
+        rate=peak, batch=regime.batch, steps=steps, seed=seed, decay=_DECAY
+    )
+    training.fit(
+        dict(clip.named_parameters()),
+        loss,
+        numbers,
+        report=report,
+        schedule=lambda optimiser: OneCycleLR(optimiser, peak, total_steps=steps),
+    )
     trained: torch.nn.Module = clip.eval()
     return trained
 
 
-def finetune(
-    base: torch.nn.Module,
-    cell: str,
-    *,
-    seed: int,
-    head_scope: str = "group",
-    regime: Regime = REGIME,
-) -> torch.nn.Module:
-    """Return an expert: a copy of the base whose vision tower knows one cell."""
-    return _train(
-        base, [cell], steps=regime.steps, seed=seed, scope=head_scope, regime=regime
-    )
-
-
-def multitask(
-    base: torch.nn.Module,
-    cells: Sequence[str] = HELD_IN,
-    *,
-    seed: int,
-    head_scope: str = "group",
-    regime: Regime = REGIME,
-) -> torch.nn.Module:
-    """Return a copy of the base trained on all the cells at once, pooled.
-
-    Each image is classified within the head scope of its own cell.
-    """
-    steps = regime.multitask_steps
-    return _train(base, cells, steps=steps, seed=seed, scope=head_scope, regime=regime)
-
-
-def _train(
+def tuned(
     base: torch.nn.Module,
     cells: Sequence[str],
     *,
-    steps: int,
     seed: int,
-    scope: str,
-    regime: Regime,
+    head_scope: str = "group",
+    regime: Regime = REGIME,
 ) -> torch.nn.Module:
-    """Train the vision tower under the base's frozen zero-shot head."""
+    """Return an expert of one cell, or a multitask model of several, pooled.
+
+    A copy of the base whose vision tower was trained under the frozen zero-shot head;
+    each image is classified within the head scope of its own cell.
+    """
     clip: Any = copy.deepcopy(base).train()
-    for parameter in clip.parameters():
-        parameter.requires_grad_(False)
+    clip.requires_grad_(False)
     clip.visual.requires_grad_(True)
     with torch.no_grad():
         head = model.zero_shot_head(base)  # (10, WIDTH)
-    inputs, labels, masks = _pooled(cells, scope)
-    generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(
-        clip.visual.parameters(), lr=regime.rate, weight_decay=0.0
+    inputs, labels, masks = _pooled(cells, head_scope)
+    steps = regime.steps if len(cells) == 1 else regime.multitask_steps
+    numbers = training.Regime(
+        rate=regime.rate, batch=regime.batch, steps=steps, seed=seed
     )
-    for pick in _batches(len(labels), regime.batch, steps, generator):
+
+    def loss(step: int) -> Tensor:
+        pick = training.items(len(labels), step, numbers)
         logits = clip.encode_image(inputs[pick]) @ head.T + masks[pick]  # (b, 10)
-        loss = functional.cross_entropy(logits, labels[pick])
-        optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        optimiser.step()
+        return functional.cross_entropy(logits, labels[pick])
+
+    training.fit(dict(clip.visual.named_parameters()), loss, numbers)
     trained: torch.nn.Module = clip.requires_grad_(True).eval()
     return trained
 
@@ -174,13 +154,6 @@ def _pooled(cells: Sequence[str], scope: str) -> tuple[Tensor, Tensor, Tensor]:
         labels.append(torch.from_numpy(part.labels))
         masks.append(mask.expand(len(part.labels), 10))
     return torch.cat(inputs), torch.cat(labels), torch.cat(masks)
-
-
-def _batches(n: int, size: int, steps: int, generator: torch.Generator) -> list[Tensor]:
-    """Cut as many shuffled passes over n items into batches as the steps need."""
-    passes = -(-steps * size // n)
-    order = [torch.randperm(n, generator=generator) for _ in range(passes)]
-    return list(torch.split(torch.cat(order)[: steps * size], size))
 
 
 def _handwriting() -> tuple[Tensor, Tensor]:

@@ -7,19 +7,20 @@ where they are needed, so that a prepared track answers in milliseconds.
 
 from __future__ import annotations
 
-import hashlib
-from contextlib import contextmanager
-from functools import lru_cache
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtk_tasks_vision import store
+from mtk import making
 from mtk_tasks_vision.cells import HEAD_SCOPES, HELD_IN, SPLITS, classes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor, nn
+
+    from mtk.tracks import Models
 
     Report = Callable[[str, float], None]
 
@@ -62,7 +63,7 @@ class DigitsClip:
         self.head_scope = str(scope)
         self._head: Tensor | None = None
 
-    def prepare(self, report: Report) -> Mapping[str, object]:
+    def prepare(self, report: Report) -> Models:
         """Make the models, or find them in the cache.
 
         Args:
@@ -72,19 +73,7 @@ class DigitsClip:
             ``base``, ``experts`` in the order of the held-in cells, and
             ``multitask``: folders in open_clip's layout.
         """
-        base = self._base()
-        folder = self._folder(f"{self.head_scope}-seed{self.seed}")
-
-        def make(work: Path) -> dict[str, Any]:
-            return self._train(base, work, report)
-
-        store.get_or_make(folder, make)
-        report("models ready", 1.0)
-        return {
-            "base": base,
-            "experts": [folder / cell for cell in HELD_IN],
-            "multitask": folder / "multitask",
-        }
+        return making.make_models(self._base(), HELD_IN, self._trained, report)
 
     def data(self, task: str, split: str) -> dict[str, Any]:
         """Return one split of one cell.
@@ -167,64 +156,34 @@ class DigitsClip:
         def make(work: Path) -> dict[str, Any]:
             from mtk_tasks_vision import model
 
-            model.save(model.load(ASSET), work / "model")
+            model.save(model.load(ASSET), work)
             return {"track": "digits-clip", "made": "base"}
 
-        folder = self._folder("base")
-        store.get_or_make(folder, make)
-        return folder / "model"
+        return making.get_or_make(self._folder / "base", make)
 
-    def _folder(self, name: str) -> Path:
-        return self.cache / f"digits-clip-{_version()}-{name}"
+    def _trained(self, name: str, cells: Sequence[str], number: int) -> Path:
+        """The expert of a cell, or the multitask model."""
+        seed = _SPREAD * self.seed + number
 
-    def _train(self, base: Path, work: Path, report: Report) -> dict[str, Any]:
-        """Fill a folder with the experts and the multitask model."""
-        import torch
+        def make(work: Path) -> dict[str, Any]:
+            from mtk_tasks_vision import model, recipes
 
-        from mtk_tasks_vision import model, recipes
-
-        start = model.load(base)
-        first = _SPREAD * self.seed
-        # The multitask model costs about as much as all experts together.
-        total = 2 * len(HELD_IN)
-        with _one_thread():
-            for i, cell in enumerate(HELD_IN):
-                report(f"training the expert {cell}", i / total)
-                expert = recipes.finetune(
-                    start, cell, seed=first + i, head_scope=self.head_scope
+            with making.one_thread():
+                made = recipes.tuned(
+                    model.load(ASSET), cells, seed=seed, head_scope=self.head_scope
                 )
-                model.save(expert, work / cell)
-            report("training the multitask model", len(HELD_IN) / total)
-            joint = recipes.multitask(
-                start, HELD_IN, seed=first + len(HELD_IN), head_scope=self.head_scope
-            )
-            model.save(joint, work / "multitask")
-        return {
-            "track": "digits-clip",
-            "made": "experts and multitask",
-            "seed": self.seed,
-            "head_scope": self.head_scope,
-            "torch": torch.__version__,
-        }
+            model.save(made, work)
+            return {
+                "track": "digits-clip",
+                "made": name,
+                "seed": seed,
+                "head_scope": self.head_scope,
+                "torch": version("torch"),
+            }
 
+        folder = self._folder / f"{self.head_scope}-seed{self.seed}"
+        return making.get_or_make(folder / name, make)
 
-@lru_cache(maxsize=1)
-def _version() -> str:
-    """A short hash of everything that decides the models."""
-    digest = hashlib.sha256()
-    for name in _SOURCES:
-        digest.update((_HERE / name).read_bytes())
-    return digest.hexdigest()[:12]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for the length of a block: sums in one order, so equal bytes."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    @cached_property
+    def _folder(self) -> Path:
+        return self.cache / making.fingerprint(_HERE / name for name in _SOURCES)

@@ -8,21 +8,27 @@ import math
 import numpy as np
 import pytest
 
-from mtk_tasks_diffusion import metrics
-from mtk_tasks_diffusion.metrics import Generated, Wanted
+from mtk.images import Generated, Wanted
+from mtk_metrics import images as metrics
 
 
-def generated(digit: int, style: str, features: object = (0.0,)) -> Generated:
-    image = np.zeros((8, 8), np.float32)
+def generated(category: int, domain: str, features: object = (0.0,)) -> Generated:
     seen = np.asarray(features, np.float32)
-    return Generated(image=image, digit=digit, style=style, features=seen)
+    return Generated(category=str(category), domain=domain, features=seen)
 
 
 def wanted(
-    digit: int, style: str, prompt: str = "", features: object = (0.0,)
+    category: int,
+    domain: str,
+    prompt: str = "",
+    features: object = (0.0,),
+    twin: object = None,
 ) -> Wanted:
     real = np.asarray(features, np.float32)
-    return Wanted(digit=digit, style=style, prompt=prompt, features=real)
+    own = None if twin is None else np.asarray(twin, np.float32)
+    return Wanted(
+        category=str(category), domain=domain, prompt=prompt, features=real, twin=own
+    )
 
 
 def test_joint_accuracy_asks_for_both_on_the_same_image() -> None:
@@ -123,9 +129,30 @@ def test_diversity_of_one_repeated_image_is_zero() -> None:
     assert got == (0.0, 0.0)
 
 
-def test_diversity_without_pairs_has_no_error() -> None:
+def test_diversity_needs_a_pair_and_of_one_pair_knows_no_error() -> None:
+    one = {"predictions": [generated(0, "plain")], "references": [wanted(0, "plain")]}
+    with pytest.raises(ValueError, match="two images"):
+        metrics.diversity(**one)
     value, error = metrics.diversity(
-        predictions=[generated(0, "plain")], references=[wanted(0, "plain", "a")]
+        predictions=[generated(0, "plain", f) for f in [(0.0, 0.0), (3.0, 4.0)]],
+        references=[wanted(0, "plain", "a")] * 2,
     )
-    assert value == 0.0
+    assert value == 5.0
     assert math.isnan(error)
+
+
+def test_kid_of_one_image_is_refused() -> None:
+    with pytest.raises(ValueError, match="two images"):
+        metrics.mmd(np.zeros((1, 3)), np.zeros((1, 3)))
+
+
+def test_base_similarity_is_the_cosine_whatever_the_length() -> None:
+    found = metrics.base_similarity(
+        predictions=[generated(0, "", f) for f in [(3.0, 0.0), (1.0, 1.0), (0.0, 0.0)]],
+        references=[wanted(0, "", twin=(5.0, 0.0))] * 3,
+    )
+    assert found == pytest.approx([1.0, math.sqrt(0.5), 0.0])
+    with pytest.raises(ValueError, match="twin"):
+        metrics.base_similarity(
+            predictions=[generated(0, "")], references=[wanted(0, "")]
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from mtk_tasks_text import metrics
+from mtk_metrics import text as metrics
 
 
 def test_exact_match_counts_bytes_not_likeness() -> None:

@@ -1,13 +1,11 @@
-"""The metrics of generated images.
+"""The metrics of generated images, by what a judge saw in them (:mod:`mtk.images`).
 
-Predictions are `Generated`, references `Wanted`: both carry what the judge says, so
-that no metric needs a model. ``KID`` is the squared maximum mean discrepancy with the
-kernel ``k(u, v) = (u . v / D + 1)^3`` between features of D numbers, without bias.
+With features u, v of D numbers, KID is the squared maximum mean discrepancy for the kernel
+``k(u, v) = (u . v / D + 1)^3``, without bias (Binkowski et al., arXiv 1801.01401).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,67 +15,47 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from mtk.images import Generated, Wanted
+
     Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Generated:
-    """A generated image and what the judge says about it.
-
-    Attributes:
-        image: pixels in -1..1, ``(s, s)``.
-        digit: the judge's digit.
-        style: the judge's style.
-        features: the judge's last hidden layer.
-    """
-
-    image: NDArray[np.float32]
-    digit: int
-    style: str
-    features: NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Wanted:
-    """What a prompt asks for.
-
-    Attributes:
-        digit: the digit that the judge should see. For a neutral prompt, the one that it
-            sees in the base's own image from the same noise.
-        style: the style, likewise.
-        prompt: the words; items with equal prompts are compared for diversity.
-        features: of an image to compare with: a real one of the same cell, or for a
-            neutral prompt one of the base's own from other noise.
-    """
-
-    digit: int
-    style: str
-    prompt: str
-    features: NDArray[np.float32]
 
 
 def joint_accuracy(
     *, predictions: Sequence[Generated], references: Sequence[Wanted]
 ) -> list[float]:
-    """1 where digit and style are right, else 0."""
+    """1 where category and domain are right on the same image, else 0."""
     pairs = zip(predictions, references, strict=True)
-    return [float(p.digit == r.digit and p.style == r.style) for p, r in pairs]
+    return [float(p.category == r.category and p.domain == r.domain) for p, r in pairs]
 
 
 def category_accuracy(
     *, predictions: Sequence[Generated], references: Sequence[Wanted]
 ) -> list[float]:
-    """1 where the digit is right, else 0."""
+    """1 where the category is right, else 0."""
     pairs = zip(predictions, references, strict=True)
-    return [float(p.digit == r.digit) for p, r in pairs]
+    return [float(p.category == r.category) for p, r in pairs]
 
 
 def domain_accuracy(
     *, predictions: Sequence[Generated], references: Sequence[Wanted]
 ) -> list[float]:
-    """1 where the style is right, else 0."""
+    """1 where the domain is right, else 0."""
     pairs = zip(predictions, references, strict=True)
-    return [float(p.style == r.style) for p, r in pairs]
+    return [float(p.domain == r.domain) for p, r in pairs]
+
+
+def base_similarity(
+    *, predictions: Sequence[Generated], references: Sequence[Wanted]
+) -> list[float]:
+    """Cosine of features with the base's own image from the same noise; 1 for the base."""
+    found = []
+    for p, r in zip(predictions, references, strict=True):
+        if r.twin is None:
+            raise ValueError("base_similarity needs references with a twin")
+        made, own = p.features.astype(np.float64), r.twin.astype(np.float64)
+        length = float(np.linalg.norm(made) * np.linalg.norm(own))
+        found.append(float(np.clip(made @ own / length, -1.0, 1.0)) if length else 0.0)
+    return found
 
 
 def kid(
@@ -100,11 +78,15 @@ def mmd(one: Array, other: Array) -> tuple[float, float]:
 
     Returns:
         The value, which may be below 0, and its standard error.
+
+    Raises:
+        ValueError: there are fewer than two items.
     """
     n = len(one)
+    if n < 2:
+        raise ValueError("KID needs at least two images")
     cross = _kernel(one, other)
     h = _kernel(one, one) + _kernel(other, other) - cross - cross.T  # (n, n)
-    np.fill_diagonal(h, 0.0)
     return _pairwise_mean(h, np.ones((n, n), bool))
 
 
@@ -114,21 +96,27 @@ def diversity(
     """Mean distance of features between images of equal prompts, and its standard error.
 
     0 where every prompt gives one and the same image.
+
+    Raises:
+        ValueError: no two images have the same prompt.
     """
     features = _features(predictions)  # (n, d)
     distance = np.linalg.norm(features[:, None] - features[None], axis=2)
     prompts = np.array([reference.prompt for reference in references])
+    if len(np.unique(prompts)) == len(prompts):
+        raise ValueError("diversity needs two images of one prompt")
     return _pairwise_mean(distance, prompts[:, None] == prompts[None])
 
 
 def _pairwise_mean(values: Array, counted: NDArray[np.bool_]) -> tuple[float, float]:
-    """Mean over counted pairs i != j, with the jackknife's standard error over items."""
+    """Mean over counted pairs i != j, with the jackknife's standard error over items.
+
+    The error is no number (nan) where everything hangs on one item.
+    """
     counted = counted & ~np.eye(len(values), dtype=bool)
     sums = np.where(counted, values, 0.0).sum(1)  # (n,)
     numbers = counted.sum(1)  # (n,)
     total, pairs = sums.sum(), numbers.sum()
-    if pairs == 0:
-        return 0.0, float("nan")
     left = pairs - 2 * numbers
     if not left.all():  # without one of them, no pair is left
         return float(total / pairs), float("nan")
