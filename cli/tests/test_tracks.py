@@ -78,5 +78,10 @@ def test_a_number_without_a_range_is_no_percentage():
 
     metric = Metric(name="kid", target="a:b", summary="", low=None, high=None)
     part = Part(mean=0.01234, interval=0.0021)
-    assert scoreboard.measured(part, metric) == "0.0123 ±0.002"
+    assert scoreboard.measured(part, metric) == "0.0123 ±0.0021"
+    assert (
+        scoreboard.measured(Part(mean=-0.0004, interval=0.05), metric) == "0.000 ±0.050"
+    )
+    assert scoreboard.measured(Part(mean=213.4, interval=31.0), metric) == "213 ±31"
+    assert scoreboard.measured(Part(mean=0.25, interval=0.0), metric) == "0.25 ±0"
     assert scoreboard.measured(None, metric) == "-"

@@ -6,9 +6,12 @@ import dataclasses
 import json
 import math
 import sys
+import textwrap
 from enum import Enum
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TextIO
+
+from mtk_cli import layout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,14 +19,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     Cell = str | tuple[str, str]  # text, or (text, style)
+    Section = tuple[str, Sequence[Sequence[Cell]]]  # title, rows
 
 # Longer lines of an error are cut: names in files have no limit.
 LONGEST = 1000
 SCHEMA = 1
 # Wide enough that nothing is cut when the output is piped.
 PIPE_WIDTH = 10_000
-GAP = 3  # between two columns on a terminal
-LEAST_FOLDED = 24
+LABEL = 16  # width of the labels of facts
 _MARK = "[{}]"
 
 
@@ -36,12 +39,14 @@ class Column:
         right: for numbers.
         fold: its text may be wrapped.
         drop: above 0, it is left out where the terminal is too narrow, highest first.
+        group: columns of one group stay together where a table is split.
     """
 
     title: str
     right: bool = False
     fold: bool = False
     drop: int = 0
+    group: str = ""
 
 
 def console(stream: TextIO) -> Console:
@@ -77,64 +82,140 @@ def note(message: str) -> None:
     line(message, "dim" if sys.stderr.isatty() else "", err=True)
 
 
-def table(
-    columns: Sequence[Column], *sections: tuple[str, Sequence[Sequence[Cell]]]
+def table(columns: Sequence[Column], *sections: Section, split: bool = False) -> None:
+    """Write a table; each section is a title (may be empty) and its rows.
+
+    Args:
+        columns: the first names the row.
+        sections: titles and rows.
+        split: where the terminal is too narrow, spread the columns over several
+            tables; else each section is a table, or its rows are paragraphs.
+    """
+    width = console(sys.stdout).width
+    texts = _texts(sections)
+    shown = layout.without_droppable(columns, texts, width)
+    chosen = [columns[place] for place in shown]
+    if layout.needed(chosen, layout.pick(texts, shown)) <= width:
+        _grid(columns, sections, shown)
+        hidden = [column.title for column in columns if column not in chosen]
+        if hidden:
+            note(f"Not shown, the terminal is too narrow: {', '.join(hidden)}")
+    elif split:
+        for number, places in enumerate(layout.blocks(columns, texts, width)):
+            filled = _filled(sections, places)
+            if filled and number:
+                line()
+            if filled:
+                _grid(columns, filled, places)
+    elif len(sections) > 1:
+        for number, section in enumerate(sections):
+            if number:
+                line()
+            table(columns, section)
+    else:
+        _paragraphs(columns, *sections)
+
+
+def _filled(sections: Sequence[Section], places: Sequence[int]) -> list[Section]:
+    """The rows that say anything at some places, their name left aside."""
+    found: list[Section] = []
+    for title, rows in sections:
+        own = [row for row in rows if any(_styled(row[p])[0] for p in places[1:])]
+        if own:
+            found.append((title, own))
+    return found
+
+
+def _grid(
+    columns: Sequence[Column], sections: Sequence[Section], places: Sequence[int]
 ) -> None:
-    """Write a table; each section is a title (may be empty) and its rows."""
+    """The columns at some places, side by side."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     out = console(sys.stdout)
-    grid = Table(box=box.SIMPLE_HEAD if out.is_terminal else None, pad_edge=False)
-    shown = _fitting(columns, [rows for _, rows in sections], out.width)
-    for column in (columns[place] for place in shown):
+    width = out.width
+    shown = [columns[place] for place in places]
+    texts = layout.pick(_texts(sections), places)
+    widths = layout.widths(shown, texts, width)
+    style = box.SIMPLE_HEAD if out.is_terminal else None
+    grid = Table(
+        box=style, pad_edge=False, show_edge=False, collapse_padding=out.is_terminal
+    )
+    for column, heading, wide in zip(
+        shown, _headings(shown, widths), widths, strict=True
+    ):
         grid.add_column(
-            column.title,
+            heading,
             justify="right" if column.right else "left",
             no_wrap=not column.fold,
             overflow="fold",
+            width=wide,
         )
     for index, (title, rows) in enumerate(sections):
         if title:
             grid.add_row()
             grid.add_row(_MARK.format(index))
         for row in rows:
-            cells = (_styled(row[place]) for place in shown)
+            cells = (_styled(row[place]) for place in places)
             grid.add_row(*(Text(text, style=style) for text, style in cells))
     # A title is longer than the cells below it and must not widen their column, so it
     # takes the place of its mark afterwards.
     marks = {_MARK.format(index): title for index, (title, _) in enumerate(sections)}
+    # Lines that are too long are for the terminal to break; rich would cut them.
+    out.width = max(width, sum(widths) + layout.GAP * len(widths))
     for text in _captured(out, grid).split("\n"):
         title = marks.get(text.strip(), "")
-        line(*((title, "bold") if title else (text.rstrip(), "")))
-    hidden = [
-        column.title for place, column in enumerate(columns) if place not in shown
+        if title:
+            line(_wrapped(title, width), "bold")
+        else:
+            line(text.rstrip())
+
+
+def _paragraphs(columns: Sequence[Column], section: Section) -> None:
+    """Every row below the other, with all its columns."""
+    title, rows = section
+    if title:
+        line(_wrapped(title, console(sys.stdout).width), "bold")
+    for index, (first, *rest) in enumerate(rows):
+        if index or title:
+            line()
+        line(_styled(first)[0], "bold")
+        cells = zip(columns[1:], map(_styled, rest), strict=True)
+        facts({column.title: text for column, (text, _) in cells if text})
+
+
+def facts(values: Mapping[str, str]) -> None:
+    """Write labels and texts; long texts are wrapped beside their labels."""
+    width = console(sys.stdout).width
+    for label, text in values.items():
+        line(_wrapped(text, width, f"  {label:{LABEL}} "))
+
+
+def _wrapped(text: str, width: int, label: str = "") -> str:
+    """A text behind a label, in lines that fit; words are broken only where needed."""
+    room = max(width - len(label), LABEL)
+    lines = textwrap.wrap(text, room, break_on_hyphens=False)
+    return f"\n{'':{len(label)}}".join([label + "".join(lines[:1]), *lines[1:]])
+
+
+def _headings(columns: Sequence[Column], widths: Sequence[int]) -> list[str]:
+    """Titles, broken where they must be, that stand on one line at their foot."""
+    broken = [
+        layout.heading(column.title, width)
+        for column, width in zip(columns, widths, strict=True)
     ]
-    if hidden:
-        note(f"Not shown, the terminal is too narrow: {', '.join(hidden)}")
+    tallest = max(map(len, broken))
+    return ["\n".join([""] * (tallest - len(part)) + part) for part in broken]
+
+
+def _texts(sections: Sequence[Section]) -> list[list[str]]:
+    return [[_styled(cell)[0] for cell in row] for _, rows in sections for row in rows]
 
 
 def _styled(cell: Cell) -> tuple[str, str]:
     return cell if isinstance(cell, tuple) else (cell, "")
-
-
-def _fitting(
-    columns: Sequence[Column], sections: Sequence[Sequence[Sequence[Cell]]], width: int
-) -> list[int]:
-    """Places of the columns that fit into ``width``."""
-    widths = []
-    for place, column in enumerate(columns):
-        cells = [_styled(row[place])[0] for rows in sections for row in rows]
-        longest = max(map(len, [column.title, *cells]))
-        widths.append(GAP + (min(longest, LEAST_FOLDED) if column.fold else longest))
-    shown = list(range(len(columns)))
-    while sum(widths[place] for place in shown) > width:
-        worst = max(shown, key=lambda place: columns[place].drop)
-        if not columns[worst].drop:
-            break
-        shown.remove(worst)
-    return shown
 
 
 def _captured(out: Console, renderable: Any) -> str:

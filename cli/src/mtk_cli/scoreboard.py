@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from mtk_cli import render
@@ -20,27 +21,28 @@ GROUPS = (
     ("Per task: one small code for each task", ("per_task",)),
     ("Routed: a model with a router", ("routed",)),
 )
+# Where the terminal is too narrow for one table, each group goes into the next one.
 COLUMNS = (
     Column("method"),
-    Column("rank", right=True),
-    Column("held-in %", right=True),
-    Column("normalised", right=True, drop=1),
-    Column("worst cell", right=True, drop=3),
-    Column("generalization %", right=True),
-    Column("base ability %", right=True, drop=1),
-    Column("merge s", right=True, drop=2),
-    Column("stats s", right=True, drop=5),
-    Column("peak MB", right=True, drop=4),
+    Column("rank", right=True, group="scores"),
+    Column("held-in %", right=True, group="scores"),
+    Column("normalised", right=True, group="cells"),
+    Column("worst cell", right=True, group="cells"),
+    Column("generalization %", right=True, group="scores"),
+    Column("base ability %", right=True, group="scores"),
+    Column("merge s", right=True, group="costs"),
+    Column("stats s", right=True, group="costs"),
+    Column("peak MB", right=True, group="costs"),
     Column("parameters", fold=True),
 )
 MORE_COLUMNS = (
-    Column("vs reference", right=True, drop=8),
-    Column("worst gen.", right=True, drop=9),
-    Column("gen. rank", right=True, drop=7),
-    Column("tuning s", right=True, drop=11),
-    Column("trials", right=True, drop=6),
-    Column("added MB", right=True, drop=10),
-    Column("seeds", right=True, drop=12),
+    Column("vs reference", right=True, group="cells"),
+    Column("worst gen.", right=True, group="cells"),
+    Column("gen. rank", right=True, group="cells"),
+    Column("tuning s", right=True, group="costs"),
+    Column("trials", right=True, group="costs"),
+    Column("added MB", right=True, group="costs"),
+    Column("seeds", right=True, group="costs"),
 )
 ABILITY = 6  # its place among the columns
 PARTS = {"held_in": "held-in", "generalization": "gen.", "ability": "base"}
@@ -65,7 +67,7 @@ def write_table(rows: Sequence[Row], *, verbose: bool = False) -> None:
     if not has_ability(rows):
         columns = (*columns[:ABILITY], *columns[ABILITY + 1 :])
         lines = [[*line[:ABILITY], *line[ABILITY + 1 :]] for line in lines]
-    render.table(columns, *_sections(rows, lines))
+    render.table(columns, *_sections(rows, lines), split=True)
 
 
 def has_ability(rows: Sequence[Row]) -> bool:
@@ -95,10 +97,10 @@ def write_metrics(
     if not places:
         return
     columns = [Column("method")]
-    for drop, (name, part) in enumerate(places, 1):
+    for name, part in places:
         unit = " %" if _is_share(metrics[name]) else ""
         title = f"{name} {PARTS[part]}{unit}"
-        columns.append(Column(title, right=True, drop=drop))
+        columns.append(Column(title, right=True, group=name))
     lines: list[list[Any]] = [
         [name]
         + [
@@ -108,29 +110,26 @@ def write_metrics(
         for name, row in zip(_names(rows), rows, strict=True)
     ]
     render.line()
-    render.table(columns, *_sections(rows, lines))
+    render.table(columns, *_sections(rows, lines), split=True)
     lower = [name for name, metric in metrics.items() if not metric.higher_is_better]
     if lower:
         render.line(f"Lower is better: {', '.join(lower)}.")
 
 
 def other_places(rows: Sequence[Row], track: Track) -> list[tuple[str, str]]:
-    """(metric, part) of all means but those that the main table shows."""
+    """(metric, part) of all means but those that the main table shows, by metric."""
     cells = {
         "held_in": track.held_in,
         "generalization": track.generalization,
         "ability": track.abilities,
     }
-    found = dict.fromkeys(
-        (name, part)
-        for row in rows
-        for name, parts in row.metrics.items()
-        for part in parts
-    )
+    names = dict.fromkeys(name for task in track.tasks for name in task.metrics)
     return [
         (name, part)
-        for name, part in found
-        if not all(task.metrics[0] == name for task in cells[part])
+        for name in names
+        for part, tasks in cells.items()
+        if any(part in row.metrics.get(name, {}) for row in rows)
+        and not all(task.metrics[0] == name for task in tasks)
     ]
 
 
@@ -140,7 +139,10 @@ def measured(part: Part | None, metric: Metric) -> str:
         return NOTHING
     if _is_share(metric):
         return percent(part.mean, part.interval)
-    return f"{part.mean:.3g} ±{part.interval:.1g}"
+    if not part.interval > 0:
+        return f"{part.mean:.3g} ±{part.interval:g}"
+    digits = max(0, 1 - math.floor(math.log10(part.interval)))  # two that count
+    return f"{part.mean:z.{digits}f} ±{part.interval:.{digits}f}"
 
 
 def _is_share(metric: Metric) -> bool:

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mtk.errors import UsageError
-from mtk.loading import load
+from mtk.loading import Provided, load
 from mtk_cli import render
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mtk.declare import Method
-    from mtk.loading import Provided, Registry
+    from mtk.loading import Registry
 
 
 def is_file(name: str) -> bool:

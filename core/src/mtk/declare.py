@@ -282,6 +282,7 @@ class Task:
         metrics: the first ranks; the others are measured and reported too.
         ability: what the base can do and no expert is trained for. It tells how much a
             merge forgets, and is neither held in nor generalization.
+        expert: where the expert comes from, for readers; a track may leave it out.
     """
 
     name: str
@@ -289,6 +290,7 @@ class Task:
     factors: tuple[tuple[str, str], ...] = ()
     metrics: tuple[str, ...] = ("accuracy",)
     ability: bool = False
+    expert: str = ""
 
     def __post_init__(self) -> None:
         owner = f"task {self.name!r}"

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from mtk import models, planner, records, scores
 from mtk.errors import MtkError, UsageError
-from mtk.loading import Plugin, Provided, load, resolve
+from mtk.loading import Plugin, Provided, load
 from mtk.parameters import complete
+from mtk.track_files import track_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -159,12 +160,7 @@ def _is_file(name: str) -> bool:
 
 def _track(registry: Registry, track: str | Track) -> Provided[Track]:
     if isinstance(track, str):
-        suffix = Path(track).suffix
-        for form in registry.track_formats:
-            if suffix in form.item.suffixes:
-                made: Track = resolve(form.item.target)(track)
-                return Provided(made, form.plugin)
-        return registry.track(track)
+        return track_in(registry, track)
     for provided in registry.tracks:
         if provided.item == track:
             return provided

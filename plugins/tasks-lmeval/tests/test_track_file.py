@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import pickle
 import re
-from pathlib import Path
 
 import pytest
 
 from mtk.errors import UsageError
 from mtk_tasks_lmeval import load_track
 from mtk_tasks_lmeval.spec import Source
-
-HOW_TO = Path(__file__).parents[3] / "docs" / "how-to" / "bring-your-own-track.md"
 
 
 @pytest.fixture
@@ -184,18 +181,3 @@ def test_a_task_whose_data_are_on_the_hub_says_how_to_get_them(
     live.build(place / "one")
     with pytest.raises(UsageError, match="download = true"):
         live.data("colour", "test")
-
-
-def test_the_example_of_the_how_to_is_a_track(tmp_path):
-    blocks = re.findall(r"```toml\n(.*?)```", HOW_TO.read_text("utf-8"), re.DOTALL)
-    assert blocks
-    (tmp_path / "track.toml").write_text(blocks[0])
-    for name in re.findall(r'= "(\S+\.jsonl)"', blocks[0]):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text('{"prompt": "p", "target": "t"}\n')
-    for name in re.findall(r'include_path = "(\S+)"', blocks[0]):
-        (tmp_path / name).mkdir(exist_ok=True)
-    track, _ = load_track(tmp_path / "track.toml")
-    assert track.held_in
-    assert track.generalization
-    assert track.abilities

@@ -1,30 +1,11 @@
 """``mtk tracks prepare``: data and models of a track that are the user's to bring.
 
-The protocol between this command and a track. A live track (:class:`mtk.tracks.LiveTrack`)
-that keeps data and models in a folder of the user's, the *root*, has these members; a track
-without ``parts`` makes everything by itself. All take ``root: Path``.
-
-``parts(root) -> list[Part]``
-    What must be there, in the order in which it is to be got. A part is a dict: ``name``
-    (unique; an expert has the name of its cell), ``kind`` (``package``, ``weights``,
-    ``data``, ``judge``, ``expert`` or ``multitask``), ``there``, ``ready`` (not there, but
-    ``make`` can make it now), ``note`` (what was found) and ``todo`` (what to do, empty if
-    it is there). Missing things are no errors; weights are not read.
-``fetch(root, name, report)``
-    Download one part of kind ``weights`` or ``data``. Called with ``--download`` only.
-``make(root, name, report, device="cpu")``
-    Make one part that is ready. When it was killed in the middle, it goes on, or begins
-    that part again; the result appears whole.
-``adopt(root, name, source)``
-    Import one expert from a file or folder, checked and copied.
-
-The command notes the root in ``root.json`` in the track's cache, where ``prepare`` of the
-track finds it when ``mtk bench`` runs.
+What it asks of a track is said in :class:`mtk.tracks.LiveTrack`: ``parts``, ``fetch``,
+``make`` and ``adopt``. The root is noted with :func:`mtk.roots.note_root`.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +13,7 @@ import click
 
 from mtk.errors import MtkError, UsageError
 from mtk.parameters import suggestion
+from mtk.track_files import is_track_file
 from mtk_cli import render
 from mtk_cli.exits import ExitCode
 from mtk_cli.options import Command, json_option, quiet_option
@@ -41,10 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mtk.declare import Track
+    from mtk.roots import Part
 
-    Part = dict[str, Any]
-
-ROOT_NAME = "root.json"
 MADE = ("judge", "expert", "multitask")
 DOWNLOADED = ("weights", "data")
 COLUMNS = (
@@ -125,6 +105,7 @@ def command(
         raise UsageError(
             f"the folder {root} does not exist; make it, and put data there"
         )
+    from mtk.roots import note_root
     from mtk_cli.progress import Reporter
 
     root = root.resolve()
@@ -133,7 +114,7 @@ def command(
         track, live, cache = _opened(name, seed, options)
         parts = live.parts(root)
         wanted = _wanted(parts, only)
-        _remember(cache, root)
+        note_root(cache, root)
         failures: dict[str, str] = {}
         if not dry_run:
             if download:
@@ -166,7 +147,13 @@ def _opened(name: str, seed: int, options: Sequence[str]) -> tuple[Track, Any, P
     from mtk.models import default_cache, folder_of
     from mtk.parameters import complete, parse
 
-    track = load().track(name).item
+    registry = load()
+    if is_track_file(registry, name):
+        raise UsageError(
+            f"{name} says itself where its models are; there is nothing to prepare\n"
+            f"mtk tracks list {name} says what is missing"
+        )
+    track = registry.track(name).item
     settings = complete(track.options, parse(options), owner=f"track {track.name}")
     cache = folder_of(default_cache(), track)
     live = resolve(track.target)(cache=cache, seed=seed, options=settings)
@@ -187,13 +174,6 @@ def _wanted(parts: Sequence[Part], only: Sequence[str]) -> list[str]:
             )
     judges = [p["name"] for p in parts if p["kind"] == "judge"]
     return [name for name in made if name in only or name in judges] if only else made
-
-
-def _remember(cache: Path, root: Path) -> None:
-    from mtk.files import replace_file
-
-    cache.mkdir(parents=True, exist_ok=True)
-    replace_file(cache / ROOT_NAME, [json.dumps({"root": str(root)}).encode()])
 
 
 def _download(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mtk.loading import load
+from mtk.track_files import track_in
 from mtk_cli import render
 from mtk_cli.declared import cells_text, describe, name_in, origin, part_of
 from mtk_cli.exits import ExitCode
@@ -31,10 +32,13 @@ COLUMNS = (
     examples=(
         "mtk list-tasks",
         "mtk list-tasks --track digits-clip",
+        "mtk list-tasks --track my_track.toml",
         "mtk list-tasks --json",
     ),
 )
-@click.option("--track", help="Only the cells of this track.")
+@click.option(
+    "--track", metavar="NAME|FILE", help="Only the cells of this track or track file."
+)
 @json_option
 def command(track: str | None, as_json: bool) -> ExitCode:
     """List the installed tracks and the cells of each.
@@ -43,12 +47,12 @@ def command(track: str | None, as_json: bool) -> ExitCode:
     ability are what the base can do, and no expert is trained for.
     """
     registry = load()
-    tracks = [registry.track(track)] if track else registry.tracks
+    tracks = [track_in(registry, track)] if track else registry.tracks
     if as_json:
         render.json_text({"tracks": [describe(provided) for provided in tracks]})
     elif tracks:
         sections = [
-            (_title(name_in(registry.tracks, provided), provided), _rows(provided.item))
+            (_title(name_in(tracks, provided), provided), _rows(provided.item))
             for provided in tracks
         ]
         render.table(COLUMNS, *sections)

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mtk.errors import AmbiguousName, UnknownName
+from mtk.loading import load
 from mtk.parameters import suggestion
+from mtk.track_files import is_track_file, track_in
 from mtk_cli import render
 from mtk_cli.declared import (
     INVARIANTS,
+    cells_text,
     default_text,
     describe,
     experts_text,
@@ -21,7 +24,11 @@ from mtk_cli.declared import (
 from mtk_cli.exits import ExitCode
 from mtk_cli.options import declare, json_option
 from mtk_cli.render import Column
-from mtk_cli.selection import is_file, methods_in, registry_for
+from mtk_cli.selection import (
+    is_file,
+    methods_in,
+    registry_for,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,14 +53,21 @@ COLUMNS = (
         "mtk show ties",
         "mtk show digits-clip",
         "mtk show ./my_method.py",
+        "mtk show my_track.toml",
         "mtk show mtk-methods-weights:ties --json",
     ),
 )
 @click.argument("name")
 @json_option
 def command(name: str, as_json: bool) -> ExitCode:
-    """Show everything declared under NAME: a method, track, adapter or metric."""
-    registry = registry_for([name])
+    """Show everything declared under NAME: a method, track, adapter or metric.
+
+    NAME may also be a file: a one-file plugin, or a track file, of which what is missing
+    here is said as well.
+    """
+    registry = load()
+    if is_track_file(registry, name):
+        return _show_file(track_in(registry, name), as_json=as_json)
     found = _find(registry, name)
     if as_json:
         items = [{"kind": kind, **describe(provided)} for kind, provided in found]
@@ -66,8 +80,28 @@ def command(name: str, as_json: bool) -> ExitCode:
     return ExitCode.DONE
 
 
+def _show_file(provided: Provided[Track], *, as_json: bool) -> ExitCode:
+    """The track of a file, and whether it can run."""
+    from mtk.models import default_cache, missing
+
+    lacking = missing(default_cache(), provided.item)
+    if as_json:
+        item = {"kind": "track", **describe(provided)}
+        more = {"runs_here": not lacking, "missing": lacking}
+        render.json_text({"items": [{**item, **more}]})
+        return ExitCode.DONE
+    _show("track", provided)
+    render.line()
+    text = f"no, {len(lacking)} missing" if lacking else "yes"
+    render.facts({"runs here": text})
+    for phrase in lacking:
+        render.facts({"missing": phrase})
+    return ExitCode.DONE
+
+
 def _find(registry: Registry, name: str) -> list[tuple[str, Provided[Any]]]:
     if is_file(name):
+        registry = registry_for([name])
         return [("method", provided) for provided in methods_in(registry, name)]
     found: list[tuple[str, Provided[Any]]] = []
     for kind in KINDS:
@@ -106,9 +140,7 @@ def _show(kind: str, provided: Provided[Any]) -> None:
         "from": f"{origin(provided)}, entry point {provided.plugin.entry_point}",
         "target": render.target_name(item.target),
     }
-    for label, text in facts.items():
-        if text:
-            render.line(f"  {label:16} {text}")
+    render.facts({label: text for label, text in facts.items() if text})
     if kind == "method":
         _parameters("Parameters", item.params)
     elif kind == "track":
@@ -147,9 +179,11 @@ def _track(track: Track) -> dict[str, str]:
         "base": track.base,
         "adapter": track.adapter,
         "output": track.output,
+        "cells": cells_text(track),
         "held-in": ", ".join(task.name for task in track.held_in),
         "generalization": ", ".join(task.name for task in track.generalization),
         "base ability": ", ".join(task.name for task in track.abilities),
+        "experts": _experts(track),
         "metrics": "; ".join(
             dict.fromkeys(", ".join(task.metrics) for task in track.tasks)
         ),
@@ -157,6 +191,12 @@ def _track(track: Track) -> dict[str, str]:
         "source": track.source,
         "licence": track.licence,
     }
+
+
+def _experts(track: Track) -> str:
+    """The experts of the held-in cells, where they are models that the user names."""
+    named = [(task.name, getattr(task, "expert", "")) for task in track.held_in]
+    return "; ".join(f"{cell}: {expert}" for cell, expert in named if expert)
 
 
 def _adapter(adapter: Adapter) -> dict[str, str]:

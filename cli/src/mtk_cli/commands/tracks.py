@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mtk.loading import load
+from mtk.track_files import track_in
 from mtk_cli import render
 from mtk_cli.commands._tracks_prepare import command as prepare
 from mtk_cli.declared import describe, name_in, origin
@@ -17,6 +18,8 @@ from mtk_cli.render import Column
 from mtk_cli.selection import mention_problems
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mtk.declare import Track
     from mtk.loading import Provided
 
@@ -24,11 +27,11 @@ COLUMNS = (
     Column("track"),
     Column("setting"),
     Column("held-in", right=True),
-    Column("gen.", right=True),
-    Column("base ab.", right=True, drop=1),
-    Column("base", fold=True, drop=2),
-    Column("data from", fold=True, drop=3),
-    Column("licence", fold=True, drop=4),
+    Column("generalization", right=True),
+    Column("base ability", right=True),
+    Column("base", fold=True),
+    Column("data from", fold=True),
+    Column("licence", fold=True),
     Column("runs here", fold=True),
 )
 
@@ -44,25 +47,34 @@ def command() -> None:
 
 
 @command.command(
-    "list", cls=Command, examples=("mtk tracks list", "mtk tracks list --json")
+    "list",
+    cls=Command,
+    examples=(
+        "mtk tracks list",
+        "mtk tracks list digits-clip my_track.toml",
+        "mtk tracks list --json",
+    ),
 )
+@click.argument("names", nargs=-1, metavar="[NAME|FILE]...")
 @json_option
-def listing(as_json: bool) -> ExitCode:
-    """List the installed tracks: cells, base, data, licence, and whether they run here.
+def listing(names: tuple[str, ...], as_json: bool) -> ExitCode:
+    """List tracks: setting, cells, base, data, licence, and whether they run here.
 
-    Embedded tracks bring all they need; others want data or models of yours.
+    Without names these are the installed ones. Embedded tracks bring all they need;
+    others want data or models of yours, and the last column says which.
     """
     from mtk.models import default_cache, missing
 
     registry = load()
-    lacking = [missing(default_cache(), found.item) for found in registry.tracks]
-    pairs = list(zip(registry.tracks, lacking, strict=True))
+    tracks = [track_in(registry, name) for name in names] or registry.tracks
+    lacking = [missing(default_cache(), found.item) for found in tracks]
+    pairs = list(zip(tracks, lacking, strict=True))
     if as_json:
         render.json_text(
             {"tracks": [{**describe(found), **facts(found, no)} for found, no in pairs]}
         )
     elif pairs:
-        rows = [_row(name_in(registry.tracks, found), found, no) for found, no in pairs]
+        rows = [_row(name_in(tracks, found), found, no) for found, no in pairs]
         render.table(COLUMNS, ("", rows))
     else:
         render.note("no tracks are installed; install mtk-tasks-vision")
@@ -82,6 +94,13 @@ def facts(provided: Provided[Track], lacking: list[str]) -> dict[str, Any]:
     }
 
 
+def runs_here(track: Track, lacking: Sequence[str]) -> str:
+    """Whether a track can run here, and if not, what is missing."""
+    if lacking:
+        return f"no: {'; '.join(lacking)}"
+    return "yes" if track.embedded else "yes (not embedded)"
+
+
 def _row(name: str, provided: Provided[Track], lacking: list[str]) -> list[str]:
     track = provided.item
     return [
@@ -94,12 +113,8 @@ def _row(name: str, provided: Provided[Track], lacking: list[str]) -> list[str]:
         track.base or "-",
         track.source or origin(provided),
         track.licence or "-",
-        f"no: {'; '.join(lacking)}" if lacking else _yes(track),
+        runs_here(track, lacking),
     ]
-
-
-def _yes(track: Track) -> str:
-    return "yes" if track.embedded else "yes (not embedded)"
 
 
 command.add_command(prepare, "prepare")

@@ -74,6 +74,7 @@ def load_track(path: Path | str) -> tuple[mtk.Track, Target]:
             merge=spec.merge,
             base=spec.base,
             source=str(path),
+            embedded=False,
         )
     except DeclarationError as error:
         raise UsageError(f"{path}: {error}") from error
@@ -99,6 +100,7 @@ def _task(cell: Cell, path: Path) -> mtk.Task:
         ability=cell.kind == "ability",
         factors=cell.factors,
         metrics=names,
+        expert=cell.expert,
     )
 
 
