@@ -7,6 +7,7 @@ import pytest
 from mtk.scores import Row
 from mtk_cli import scoreboard
 from mtk_cli.options import Seeds
+from mtk_cli.outcome import findings
 
 QUICK = ("bench", "--track", "toy", "--jobs", "0")
 FILED = """
@@ -97,6 +98,26 @@ def test_groups_are_kept_apart_and_empty_ones_left_out(capsys):
     assert "25.0 cell" in text
     assert "50.0 ±1.0" in text
     assert len({line.index("held-in") for line in lines if "held-in" in line}) == 1
+
+
+def test_what_the_table_says_as_a_whole():
+    rows = [
+        row("pretrained", "baseline", held_in=0.5),
+        row("experts", "baseline", held_in=0.9),
+        row("random deltas (mean)", "control", held_in=0.4),
+        row("best", "static", held_in=0.8, rank=1, difference=0.1, difference_interval=0.02),
+        row("mean", "static", held_in=0.7, rank=2, reference=True),
+        row("worst", "static", held_in=0.4, rank=3, difference=-0.3),
+        row("best", "static", held_in=0.3, note="fixed"),
+    ]  # fmt: skip
+    facts = {"held_in_vs_generalization": -0.25, "stability_held_in": 1.0}
+    assert findings(rows, facts, "language") == [
+        "Held-in between base and experts: 2 of 3 static methods.",
+        "Held-in of best minus mean: +10.0 ±2.0.",
+        "Held in vs generalization: rank correlation -0.25; negative in the paper's language.",
+        "Stability held in: rank correlation +1.00.",
+    ]
+    assert findings([], facts, "speech")[0].endswith("correlation -0.25.")
 
 
 def test_two_plugins_with_one_name_are_told_apart(capsys):

@@ -9,11 +9,19 @@ from mtk_cli.declared import cells_text
 from mtk_cli.render import Column
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from mtk.protocol import Bench
+    from mtk.scores import Row
 
 LONGEST_MESSAGE = 3
+# How held-in and generalization are correlated over methods in arXiv 2409.18314.
+PAPER = {
+    "image classification": "loosely positive",
+    "image generation": "loosely positive",
+    "language": "negative",
+}
 
 
 def write(result: Bench, folder: Path, *, plan: bool, verbose: bool) -> None:
@@ -64,13 +72,38 @@ def _write_result(result: Bench, folder: Path, *, verbose: bool) -> None:
     render.line("\n".join(legend))
     write_metrics(result.rows, track, result.metrics)
     _write_remarks(result)
-    for name, value in result.facts.items():
-        render.line(
-            f"{name.replace('_', ' ').capitalize()}: rank correlation {value:.2f}."
-        )
+    render.line("\n".join(findings(result.rows, result.facts, track.setting)))
     render.line(f"Records: {folder / track.name}")
     if result.sheets:
         render.line(f"Sheets: {len(result.sheets)} pictures (.png) beside the records")
+
+
+def findings(
+    rows: Sequence[Row], facts: Mapping[str, float], setting: str
+) -> list[str]:
+    """What the table says as a whole, and what the paper found in that setting."""
+    from mtk_cli.scoreboard import percent
+
+    found = []
+    by_name = {row.name: row.held_in for row in rows if row.group == "baseline"}
+    base, experts = by_name.get("pretrained"), by_name.get("experts")
+    static = [r for r in rows if r.rank is not None and r.held_in is not None]
+    if static and base is not None and experts is not None:
+        between = sum(base < (row.held_in or 0) < experts for row in static)
+        found.append(
+            f"Held-in between base and experts: {between} of {len(static)} static methods."
+        )
+    best = min(static, key=lambda row: row.rank or 0, default=None)
+    reference = next((row for row in static if row.reference), None)
+    if best and reference and best.difference is not None and not best.reference:
+        gain = percent(best.difference, best.difference_interval, sign=True)
+        found.append(f"Held-in of {best.name} minus {reference.name}: {gain}.")
+    for name, value in facts.items():
+        text = f"{name.replace('_', ' ').capitalize()}: rank correlation {value:+.2f}"
+        if name == "held_in_vs_generalization" and setting in PAPER:
+            text += f"; {PAPER[setting]} in the paper's {setting}"
+        found.append(f"{text}.")
+    return found
 
 
 def _write_remarks(result: Bench) -> None:
