@@ -85,9 +85,10 @@ def test_a_damaged_index_is_refused(tmp_path: Path) -> None:
             full.open(tmp_path)
 
 
-def test_an_open_clip_folder_is_opened_and_built(clip) -> None:
+def test_an_open_clip_folder_is_opened_and_built_quietly(clip, caplog) -> None:
     folder, model = clip
     built = full.build(folder)
+    assert not caplog.records
     assert full.open(folder).names() == sorted(model.state_dict())
     images = torch.randn(3, 3, 16, 16)
     text = torch.randint(0, 31, (2, 8))

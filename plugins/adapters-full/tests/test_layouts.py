@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 import mtk
 from mtk.errors import CheckpointError
-from mtk_adapters_full import full, reading
+from mtk.model_folders.reading import LARGEST
+from mtk_adapters_full import full
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,7 +67,7 @@ def test_pickles_and_pipes_with_names_of_companions_stay_behind(folder: Path) ->
 
 def test_something_huge_is_no_tokenizer(folder: Path) -> None:
     with (folder / "tokenizer.json").open("wb") as file:
-        file.truncate(reading.LARGEST + 1)
+        file.truncate(LARGEST + 1)
     with pytest.raises(CheckpointError, match="more than any tokenizer"):
         full.layout(folder)
 

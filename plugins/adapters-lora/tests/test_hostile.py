@@ -227,3 +227,24 @@ def test_one_weight_is_changed_once(tmp_path: Path) -> None:
         lora.open(write(tmp_path / "y", GOOD, CONFIG), base=whole)
     dora = GOOD | {"q.lora_magnitude_vector": torch.ones(3)}
     refused(write(tmp_path / "z", dora, CONFIG | {"use_dora": True}), "3 magnitudes")
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_links_out_of_the_folder_are_not_followed(tmp_path: Path, name: str) -> None:
+    folder = write(tmp_path / "a", GOOD, CONFIG)
+    (folder / name).rename(folder / "inside")
+    (folder / name).symlink_to("inside")
+    read_all(folder)
+    (folder / "inside").rename(tmp_path / "outside")
+    (folder / name).unlink()
+    (folder / name).symlink_to("../outside")
+    refused(folder, "link to a file outside")
+
+
+def test_configs_are_bounded_in_size_and_depth(tmp_path: Path) -> None:
+    for depth in (150, 600, 100_000):
+        deep = '{"a":' * depth + "1" + "}" * depth
+        text = f'{{"r": 2, "lora_alpha": 4, "loftq_config": {deep}}}'
+        refused(write(tmp_path / "a", GOOD, text), r"adapter_config\.json.*(nest|JSON)")
+    write(tmp_path / "a", GOOD, json.dumps(CONFIG) + " " * 10_000_000)
+    refused(tmp_path / "a", "larger than 10,000,000 bytes")

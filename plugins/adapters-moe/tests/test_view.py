@@ -233,7 +233,8 @@ def test_no_code_is_run_or_carried_over(mixture, tmp_path):
 
 
 def config_of(layout) -> dict:
-    return json.loads(layout.files["config.json"])
+    content = layout.files["config.json"]
+    return json.loads(content if isinstance(content, bytes) else content.read_bytes())
 
 
 def test_adapting_the_configuration(mixture, tmp_path):
@@ -243,16 +244,17 @@ def test_adapting_the_configuration(mixture, tmp_path):
     assert config_of(new)["tie_word_embeddings"] is True
     assert new.pieces == layout.pieces
     old = tmp_path / "config.json"
-    before = {"torch_dtype": "float32", "text_config": {"torch_dtype": "float32"}}
-    old.write_text(json.dumps(before))
-    aged = moe.adapt(
-        mtk.adapters.Layout(files={"config.json": old}),
-        Changes(dtype="float16", rows=7),
-    )
+    inner = {"torch_dtype": "float32", "vocab_size": 5}
+    old.write_text(json.dumps({"torch_dtype": "float32", "text_config": inner}))
+    layout = mtk.adapters.Layout(family="transformers", files={"config.json": old})
+    aged = moe.adapt(layout, Changes(dtype="float16", rows=7))
     assert config_of(aged) == {
         "torch_dtype": "float16",
         "text_config": {"torch_dtype": "float16", "vocab_size": 7},
     }
+    old.write_text("{}")
+    with pytest.raises(CheckpointError, match="no vocab_size"):
+        moe.adapt(layout, Changes(rows=7))
 
 
 def test_another_tokenizer(mixture, tmp_path):
@@ -276,6 +278,8 @@ def test_another_tokenizer(mixture, tmp_path):
         files={"tokenizer.json": b"{}", "config.json": b'{"eos_token_id": 7}'}
     )
     assert config_of(moe.adapt(layout, Changes(tokenizer=other)))["eos_token_id"] == 7
+    with pytest.raises(CheckpointError, match="has none"):
+        moe.adapt(layout, Changes(tokenizer=mtk.adapters.Layout()))
 
 
 def test_added_tokens(mixture, tmp_path):
@@ -283,15 +287,14 @@ def test_added_tokens(mixture, tmp_path):
     found = moe.vocabulary(mixture("mixtral")[1])
     assert (found.rows, len(found.tokens), found.tokens["a"]) == (48, 48, 2)
     assert found.tensors == ("lm_head.weight", "model.embed_tokens.weight")
-    new = moe.adapt(layout, Changes(added_tokens={"<two>": 49, "<one>": 48}))
-    for name, content in new.files.items():
-        data = content if isinstance(content, bytes) else content.read_bytes()
-        (tmp_path / name).write_bytes(data)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert tokenizer("a<two>b<one>").input_ids == [2, 49, 3, 48]
-    assert len(tokenizer) == 50
-    with pytest.raises(UsageError, match="leaves out ids"):
-        moe.adapt(layout, Changes(added_tokens={"x": 50}))
+    for added in ({"<two>": 49, "<one>": 48}, {"<one>": 50}):  # the second with a gap
+        new = moe.adapt(layout, Changes(added_tokens=added))
+        for name, content in new.files.items():
+            data = content if isinstance(content, bytes) else content.read_bytes()
+            (tmp_path / name).write_bytes(data)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        assert tokenizer.get_vocab() == {**found.tokens, **added}
+        assert tokenizer("a<one>b").input_ids == [2, added["<one>"], 3]
 
 
 def test_more_layers_are_stored_like_the_first(mixture):

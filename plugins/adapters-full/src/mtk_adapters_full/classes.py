@@ -1,20 +1,23 @@
 """Model classes of the libraries: made from configs alone, and run.
 
 No code of a checkpoint runs: the class must be one of the library's own, the config loses
-what would make it fetch or run anything (:func:`mtk_adapters_full.reading.clean`), and
+what would make it fetch or run anything (:func:`mtk.model_folders.cleaning.clean`), and
 nothing that a config names is opened.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from mtk.errors import CheckpointError, first_line
-from mtk_adapters_full.reading import belongs, clean, read_config
-from mtk_adapters_full.weights import OPEN_CLIP_CONFIG, PIPELINE
+from mtk.files import belongs
+from mtk.model_folders.carrying import OPEN_CLIP_CONFIG, PIPELINE
+from mtk.model_folders.cleaning import clean, fetches, offline
+from mtk.model_folders.reading import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from mtk.adapters import Checkpoint
 
 T = TypeVar("T")
+_NO_WEIGHTS = ("No pretrained weights loaded", "Local config loaded, but no CLIP weights")
 
 
 def family_of(folder: Path, stem: str) -> str:
@@ -85,22 +89,6 @@ def run_model(folder: Path, family: str, source: Checkpoint) -> nn.Module:
     return model
 
 
-@contextlib.contextmanager
-def offline() -> Iterator[None]:
-    """Let the libraries' own client of the Hub refuse every request."""
-    try:
-        from huggingface_hub import constants
-    except ImportError:
-        yield
-        return
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
 def transformers_class(folder: Path) -> tuple[type[Any], Any]:
     """The class that the config names, of transformers itself, and the config."""
     import transformers
@@ -109,7 +97,7 @@ def transformers_class(folder: Path) -> tuple[type[Any], Any]:
     kind = raw.get("model_type")
     if kind not in transformers.CONFIG_MAPPING:
         raise CheckpointError(f"{folder}: transformers has no model_type {kind!r}")
-    if _fetches(raw):
+    if fetches(raw):
         raise CheckpointError(
             f"{folder}/config.json asks for pretrained weights of another model"
         )
@@ -124,14 +112,6 @@ def transformers_class(folder: Path) -> tuple[type[Any], Any]:
     ):
         raise CheckpointError(f"{folder}: {name!r} is no model class of transformers")
     return model, config
-
-
-def _fetches(config: Any) -> bool:
-    if isinstance(config, dict):
-        return bool(config.get("use_pretrained_backbone")) or any(
-            _fetches(value) for value in config.values()
-        )
-    return False
 
 
 def _transformers(folder: Path) -> nn.Module:
@@ -194,13 +174,38 @@ def _open_clip(folder: Path) -> nn.Module:
         raise CheckpointError(
             f"{folder}/{OPEN_CLIP_CONFIG} names a model on the Hub, which is not opened"
         )
-    made: nn.Module = open_clip.create_model(
-        f"local-dir:{folder}",
-        load_weights=False,
-        pretrained_text=False,
-        device=_device(),
-    )
+    with _without_weights():
+        made: nn.Module = open_clip.create_model(
+            f"local-dir:{folder}",
+            load_weights=False,
+            pretrained_text=False,
+            device=_device(),
+        )
     return made
+
+
+@contextlib.contextmanager
+def _without_weights() -> Iterator[None]:
+    """Keep back open_clip's warnings that it loaded none: weights come later.
+
+    It warns through the root logger, which prints even where no logging is set up.
+    """
+    root = logging.getLogger()
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(_NO_WEIGHTS)
+
+    # Without a handler, logging would set one up for the rest of the process.
+    handler = None if root.handlers else logging.lastResort
+    if handler:
+        root.addHandler(handler)
+    root.addFilter(wanted)
+    try:
+        yield
+    finally:
+        root.removeFilter(wanted)
+        if handler:
+            root.removeHandler(handler)
 
 
 def _device() -> torch.device:

@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mtk.errors import CheckpointError, first_line
-from mtk_adapters_full.reading import belongs
+from mtk.files import belongs
+from mtk.model_folders.carrying import PIPELINE
 from mtk_adapters_full.sources import FullCheckpoint
-from mtk_adapters_full.weights import PIPELINE, components, parts, regular
+from mtk_adapters_full.weights import components, parts, regular
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,14 +83,14 @@ def notes(path: Path) -> tuple[str, ...]:
 
 def adapt(layout: Layout, changes: Changes) -> Layout:
     """The layout with a config and tokenizer files that fit the merged model."""
-    from mtk_adapters_full.adapting import adapted
+    from mtk.model_folders.adapting import adapted
 
     return adapted(layout, changes)
 
 
 def vocabulary(path: Path) -> Vocabulary | None:
     """Tokens, rows and the tensors with one row per token; None without a tokenizer."""
-    from mtk_adapters_full.tokens import vocabulary_of
+    from mtk.model_folders.tokens import vocabulary_of
 
     return None if path.is_file() else vocabulary_of(path, lambda: open(path))
 

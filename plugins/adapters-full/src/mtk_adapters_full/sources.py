@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mtk.checkpoint import SafetensorsCheckpoint
-from mtk.errors import CheckpointError
+from mtk.model_folders.indexes import check_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,11 +46,8 @@ class FullCheckpoint:
     def _add(self, component: str, weights: Weights) -> None:
         label = str(weights.folder) if component else self.label
         opened = SafetensorsCheckpoint(weights.files, label)
-        if weights.index and weights.table != set(opened.names()):
-            odd = min(weights.table ^ set(opened.names()))
-            raise CheckpointError(
-                f"{weights.index} and its shards disagree about {odd!r}"
-            )
+        if weights.index:
+            check_index(weights.index, weights.table, opened.names())
         for inner in opened.names():
             info = opened.info(inner)
             name = f"{component}/{inner}" if component else inner

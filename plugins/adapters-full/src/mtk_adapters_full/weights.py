@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mtk.errors import CheckpointError
-from mtk_adapters_full.reading import belongs, read_config, read_json
+from mtk.files import belongs
+from mtk.model_folders.carrying import MODULES, PIPELINE
+from mtk.model_folders.indexes import read_index
+from mtk.model_folders.reading import check_inside, read_config, read_json
 
-PIPELINE = "model_index.json"
-MODULES = "modules.json"  # of sentence-transformers
-OPEN_CLIP_CONFIG = "open_clip_config.json"
+if TYPE_CHECKING:
+    from pathlib import Path
+
 SUFFIX = ".safetensors"
 # Names of weights that libraries load, the most usual first. In a folder with several of
 # them, the others are the same model for another library.
@@ -31,7 +33,7 @@ class Weights:
         files: in order; one, or the shards.
         stem: the name they would have as one file, without suffix or variant.
         index: that names the shards.
-        table: tensor -> shard, as the index says.
+        table: tensors, as the index says.
         notes: what else was found and left alone.
     """
 
@@ -111,22 +113,17 @@ def _find(folder: Path) -> Weights | None:
     stem = _choose(folder, singles, indexes, files)
     others = sorted({*singles, *indexes} - {stem})
     notes = [f"{folder / other}{SUFFIX} was left alone" for other in others]
-    if stem in indexes:
-        chosen, table = _shards(folder, indexes[stem])
-    else:
-        chosen, table = [singles.get(stem) or files[0]], frozenset()
-    for file in chosen:
-        if not belongs(folder, file):
-            raise CheckpointError(
-                f"{file} is a link to a file outside its folder, which is not followed\n"
-                "Name that file itself, or put it there"
-            )
+    table = read_index(indexes[stem]) if stem in indexes else {}
+    chosen = [folder / name for name in sorted(set(table.values()))]
+    if not table:
+        chosen = [singles.get(stem) or files[0]]
+        check_inside(folder, chosen[0])
     return Weights(
         folder=folder,
         files=tuple(chosen),
         stem=_without_variant(stem),
         index=indexes.get(stem),
-        table=table,
+        table=frozenset(table),
         notes=tuple(notes),
     )
 
@@ -165,24 +162,3 @@ def _without_variant(stem: str) -> str:
     """``model.fp16`` -> ``model``: only for names that libraries give."""
     head, dot, _ = stem.partition(".")
     return head if dot and head in STEMS else stem
-
-
-def _shards(folder: Path, index: Path) -> tuple[list[Path], frozenset[str]]:
-    """The shards an index names, all of them beside it, and the tensors it promises."""
-    try:
-        table: Any = read_json(index)["weight_map"]
-        names = sorted(set(table.values()))
-    except CheckpointError as error:
-        raise CheckpointError(f"{index}: not an index of shards: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: not an index of shards: {error}") from error
-    files = []
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(
-                f"{index} names {name!r}, which is not a file beside it"
-            )
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{index} names {name!r}, which does not exist")
-        files.append(folder / name)
-    return files, frozenset(table)

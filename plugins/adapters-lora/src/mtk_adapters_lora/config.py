@@ -5,12 +5,12 @@ What changes the meaning of the factors is understood or refused, never passed o
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from typing import TYPE_CHECKING, Any
 
 from mtk.errors import CheckpointError
+from mtk.model_folders.reading import check_inside, read_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,33 +40,10 @@ _HARMLESS = {
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
-def parse_json(text: str | bytes, owner: str) -> dict[str, Any]:
-    """A JSON object of bounded size without repeated keys."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) != len(pairs):
-            raise ValueError("a key stands twice")
-        return dict(pairs)
-
-    if len(text) > MAX_CONFIG_BYTES:
-        raise CheckpointError(f"{owner}: larger than {MAX_CONFIG_BYTES:,} bytes")
-    try:
-        value = json.loads(text, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{owner}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{owner}: not a JSON object")
-    return value
-
-
 def read_config(file: Path) -> dict[str, Any]:
     """The checked content of an ``adapter_config.json``."""
-    try:
-        with file.open("rb") as handle:
-            text = handle.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error}") from error
-    config = parse_json(text, str(file))
+    check_inside(file.parent, file)
+    config = read_object(file, most=MAX_CONFIG_BYTES, unique=True)
     check_config(config, str(file))
     return config
 

@@ -9,8 +9,14 @@ from safetensors import SafetensorError, safe_open
 
 from mtk.checkpoint import SafetensorsCheckpoint
 from mtk.errors import CheckpointError, first_line
+from mtk.model_folders.reading import check_inside, read_object
 from mtk_adapters_lora.adapter import LoraAdapter, LoraModule
-from mtk_adapters_lora.config import Scaling, check_config, parse_json, read_config
+from mtk_adapters_lora.config import (
+    MAX_CONFIG_BYTES,
+    Scaling,
+    check_config,
+    read_config,
+)
 from mtk_adapters_lora.keys import KOHYA, MARKS, sort_keys
 
 if TYPE_CHECKING:
@@ -57,6 +63,8 @@ def load_adapter(path: Path) -> LoraAdapter:
             f"{path}: no {file.name} in it\n"
             "Pickle files (adapter_model.bin) are not read; save it as safetensors"
         )
+    if path.is_dir():
+        check_inside(folder, file)
     source = SafetensorsCheckpoint([file], str(path))
     modules, rest = sort_keys(source.names(), str(path))
     if not modules:
@@ -189,7 +197,8 @@ def _metadata(file: Path) -> dict[str, dict[str, Any]]:
         raise CheckpointError(f"{file}: {first_line(error)}") from error
     if text is None:
         return {}
-    flat, owner = parse_json(text, f"{file}, {METADATA}"), f"{file}, {METADATA}"
+    owner = f"{file}, {METADATA}"
+    flat = read_object(text.encode(), owner=owner, most=MAX_CONFIG_BYTES, unique=True)
     configs: dict[str, dict[str, Any]] = {}
     for key, value in flat.items():
         component, dot, name = key.rpartition(".")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtk.errors import CheckpointError
-from mtk_adapters_moe import folder, tokens
+from mtk.model_folders.tokens import tokens_of
+from mtk_adapters_moe import folder
 from mtk_adapters_moe.families import PROJECTIONS
 
 if TYPE_CHECKING:
@@ -138,5 +139,5 @@ def same_vocabulary(one: Dense, two: Dense) -> bool:
         rows.append(dense.source.info(EMBEDDINGS).shape[0] if known else None)
     if None not in rows and rows[0] != rows[1]:
         return False
-    first, second = (tokens.read(d.folder) if d.folder else {} for d in (one, two))
+    first, second = (tokens_of(d.folder) if d.folder else {} for d in (one, two))
     return not first or not second or first == second

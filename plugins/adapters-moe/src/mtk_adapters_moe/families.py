@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mtk.errors import CheckpointError, ParameterError, UsageError, first_line
+from mtk.model_folders.cleaning import clean
+from mtk.model_folders.reading import CONFIG
 from mtk.parameters import suggestion
 from mtk_adapters_moe import folder
 
@@ -138,16 +140,15 @@ def donor_config(path: Path) -> dict[str, Any]:
     """Every field of a dense model's configuration, defaults of its class included."""
     from transformers import AutoConfig
 
-    written = folder.without_code(folder.read_config(path))
+    written = clean(folder.read_config(path))
     kind = written.pop("model_type", None)
     if not isinstance(kind, str):
-        raise CheckpointError(f"{path / folder.CONFIG} names no model_type")
+        raise CheckpointError(f"{path / CONFIG} names no model_type")
     try:
         complete: dict[str, Any] = AutoConfig.for_model(kind, **written).to_dict()
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
-            f"{path / folder.CONFIG}: transformers does not accept it: "
-            f"{first_line(error)}"
+            f"{path / CONFIG}: transformers does not accept it: {first_line(error)}"
         ) from error
     return complete
 

@@ -21,6 +21,7 @@ import torch
 
 from mtk.errors import CheckpointError, ParameterError, UsageError, first_line
 from mtk.randomness import stream
+from mtk_adapters_moe.running import load_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -118,7 +119,7 @@ def hidden_rows(
     negative: Sequence[Sequence[str]],
 ) -> Tensor:
     """Rows from states of the running donor, (layers, experts, d)."""
-    model = _load(path)
+    model = load_model(path, causal=True)
     wanted: list[Tensor] = []
     for number, (texts, others) in enumerate(zip(prompts, negative, strict=True)):
         state = _mean_state(model, gate, encode, texts)
@@ -141,35 +142,6 @@ def _unit(vectors: Tensor, size: Tensor | float, expert: int) -> Tensor:
         )
     unit: Tensor = vectors / length
     return unit
-
-
-def _load(path: Path) -> Any:
-    """The donor as transformers runs it, from local files."""
-    import transformers
-
-    from mtk_adapters_moe.folder import weight_files
-
-    weight_files(path)  # every shard lies inside the folder
-    try:
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype="auto",
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-        )
-    except (
-        ImportError,
-        OSError,
-        ValueError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-    ) as error:
-        raise CheckpointError(
-            f"{path}: transformers could not load it: {first_line(error)}"
-        ) from error
-    return model.eval().requires_grad_(requires_grad=False)
 
 
 def _mean_state(

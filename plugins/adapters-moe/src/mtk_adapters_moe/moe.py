@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mtk.adapters import Layout, Piece
-from mtk.errors import CheckpointError, UsageError, first_line
+from mtk.errors import CheckpointError, UsageError
+from mtk.files import belongs
+from mtk.model_folders.carrying import companions, left_out
+from mtk.model_folders.reading import CONFIG
+from mtk.model_folders.tokens import vocabulary_of
 from mtk_adapters_moe import folder, names
 from mtk_adapters_moe.adapting import adapt
 from mtk_adapters_moe.structures import open_view
-from mtk_adapters_moe.tokens import vocabulary_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,12 +24,12 @@ if TYPE_CHECKING:
     from mtk.vocabulary import Vocabulary
     from mtk_adapters_moe.view import ExpertView
 
-__all__ = ["adapt", "build", "layout", "matches", "open", "vocabulary"]
+__all__ = ["adapt", "build", "layout", "matches", "notes", "open", "vocabulary"]
 
 
 def matches(path: Path) -> bool:
     """Whether the folder's configuration counts experts and its tensors name them."""
-    if not path.is_dir() or not (path / folder.CONFIG).is_file():
+    if not path.is_dir() or not belongs(path, path / CONFIG):
         return False
     try:
         config = folder.read_config(path)
@@ -64,7 +67,7 @@ def layout(path: Path) -> Layout:
     return Layout(
         family="transformers",
         weights={"": folder.WEIGHTS},
-        files=folder.companions(path),
+        files=companions(path),
         pieces={name: Piece(e.stored, e.start) for name, e in moved.items()},
         stored={e.stored: opened.source.info(e.stored) for e in moved.values()},
     )
@@ -72,7 +75,12 @@ def layout(path: Path) -> Layout:
 
 def vocabulary(path: Path) -> Vocabulary | None:
     """Tokens, rows and the tensors with one row per token; None without a tokenizer."""
-    return vocabulary_of(path)
+    return vocabulary_of(path, lambda: folder.open_weights(path))
+
+
+def notes(path: Path) -> tuple[str, ...]:
+    """What writing a model like this one leaves out, for the user to know."""
+    return tuple(left_out(path))
 
 
 def build(path: Path) -> nn.Module:
@@ -84,33 +92,8 @@ def build(path: Path) -> nn.Module:
     there they keep what transformers calls them. Routers are modules of transformers, and
     no hook can see them as linear layers.
     """
-    import transformers
-
     from mtk.live import expose_linears
     from mtk_adapters_moe.linears import separate_experts
+    from mtk_adapters_moe.running import load_model
 
-    config = folder.read_config(path)
-    folder.weight_files(path)  # every shard lies inside the folder
-    classes = config.get("architectures") or [None]
-    model_class = getattr(transformers, str(classes[0]), None)
-    if model_class is None or not hasattr(model_class, "from_pretrained"):
-        raise CheckpointError(
-            f"{path}: transformers has no model class {classes[0]!r}, so the model cannot "
-            "be run\nCode from model folders is never run"
-        )
-    try:
-        model: nn.Module = model_class.from_pretrained(
-            path, dtype="auto", local_files_only=True, use_safetensors=True
-        )
-    except (
-        ImportError,
-        OSError,
-        ValueError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-    ) as error:
-        raise CheckpointError(
-            f"{path}: transformers could not load it: {first_line(error)}"
-        ) from error
-    return expose_linears(separate_experts(model)).eval().requires_grad_(False)
+    return expose_linears(separate_experts(load_model(path)))

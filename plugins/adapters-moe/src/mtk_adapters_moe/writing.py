@@ -18,6 +18,8 @@ from mtk.folders import (
     put_file,
     write_manifest,
 )
+from mtk.model_folders.carrying import companions, dump
+from mtk.model_folders.reading import CONFIG
 from mtk.provenance import FORMAT
 from mtk.shards import indexes, open_weights, order, plan, size_of
 from mtk_adapters_moe import folder
@@ -44,7 +46,7 @@ def write_model(
 ) -> int:
     """Make and write one tensor after the other; return the bytes of the weights."""
     check_folder(output, inputs, overwrite=overwrite)
-    files = {**folder.companions(donor), folder.CONFIG: folder.dump(config)}
+    files = {**companions(donor), CONFIG: dump(dict(sorted(config.items())))}
     layout = Layout(family="transformers", files=files)
     infos = [info for info, _ in tensors.values()]
     size = sum(map(size_of, infos))
@@ -91,7 +93,7 @@ def _input(place: Path) -> dict[str, Any]:
     return {
         "name": place.name,
         "path": str(place.resolve()),
-        "files": hashes({folder.CONFIG: place / folder.CONFIG, **files}),
+        "files": hashes({CONFIG: place / CONFIG, **files}),
     }
 
 

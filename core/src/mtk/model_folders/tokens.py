@@ -7,14 +7,15 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from mtk.errors import CheckpointError
-from mtk.vocabulary import Vocabulary
-from mtk_adapters_full.reading import companion, read_config, read_json
+from mtk.files import open_plain
+from mtk.model_folders.reading import companion, read_config, read_json, read_object
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from mtk.adapters import Checkpoint
+    from mtk.vocabulary import Vocabulary
 
 # Matrices and biases with one row per token, by the names that libraries give them.
 _TOKEN_ROWS = re.compile(
@@ -33,8 +34,11 @@ _KEPT = 4
 
 
 def vocabulary_of(path: Path, opening: Callable[[], Checkpoint]) -> Vocabulary | None:
-    """Tokens and rows; None for folders without tokenizer files or token embeddings."""
-    tokens = _tokens(path)
+    """Tokens and rows; None for folders without tokenizer files or token embeddings.
+
+    ``opening`` gives the model's tensors; it is called where there are tokens.
+    """
+    tokens = tokens_of(path)
     if not tokens:
         return None
     opened = opening()
@@ -55,6 +59,8 @@ def vocabulary_of(path: Path, opening: Callable[[], Checkpoint]) -> Vocabulary |
         and len(info.shape) <= 2
         and (_TOKEN_ROWS.search(info.name) or info.role == "head")
     )
+    from mtk.vocabulary import Vocabulary
+
     return Vocabulary(tokens=tokens, rows=rows, tensors=tensors)
 
 
@@ -67,52 +73,67 @@ def _stated_rows(path: Path) -> int | None:
     return None
 
 
-def _tokens(path: Path) -> Mapping[str, int]:
-    """Token -> id, from the first of the usual files that is there."""
-    tokens: dict[str, int] = {}
+def tokens_of(path: Path) -> Mapping[str, int]:
+    """Token -> id, from the first of the usual files that is there; else empty."""
     file = path / "tokenizer.json"
     if companion(path, file):
-        try:
-            return _of_tokenizer(file.read_bytes())
-        except (KeyError, TypeError, IndexError, CheckpointError) as error:
-            raise CheckpointError(f"{file}: not a tokenizer: {error}") from error
+        with open_plain(file) as handle:
+            return _of_file(handle.read(), str(file))
+    tokens: dict[str, int] = {}
     if companion(path, path / "vocab.json"):
-        tokens |= _numbered(read_json(path / "vocab.json"))
+        tokens |= read_object(path / "vocab.json")
     elif companion(path, path / "vocab.txt"):
         text = (path / "vocab.txt").read_text(encoding="utf-8", errors="replace")
-        tokens |= _numbered(text.removesuffix("\n").split("\n"))
+        lines = text.removesuffix("\n").split("\n")
+        tokens |= {token: number for number, token in enumerate(lines)}
     if tokens and companion(path, path / "added_tokens.json"):
-        tokens |= _numbered(read_json(path / "added_tokens.json"))
+        tokens |= read_object(path / "added_tokens.json")
     _check(tokens, path)
     return tokens
 
 
-def _of_tokenizer(text: bytes) -> Mapping[str, int]:
+def _of_file(text: bytes, where: str) -> Mapping[str, int]:
     """Of a tokenizer.json. Most models of a merge have the same one: it is read once."""
     key = sha256(text).hexdigest()
     if key not in _READ:
-        found = read_json(text)
-        tokens = dict(_numbered(found["model"]["vocab"]))
-        tokens |= {i["content"]: i["id"] for i in found.get("added_tokens") or ()}
-        _check(tokens, "tokenizer.json")
+        tokens = of_tokenizer(read_json(text, owner=where), where)
         if len(_READ) >= _KEPT:
             _READ.clear()
         _READ[key] = tokens
     return _READ[key]
 
 
+def of_tokenizer(content: Any, where: str) -> dict[str, int]:
+    """Token -> id, of what a tokenizer.json says.
+
+    Its vocabulary is a table, or a list of (token, score) in the order of the ids.
+
+    Raises:
+        CheckpointError: it is no tokenizer, or gives a token no id.
+    """
+    try:
+        vocab = content["model"]["vocab"]
+        if isinstance(vocab, list):
+            vocab = {token: number for number, (token, _) in _pairs(vocab)}
+        added = {
+            item["content"]: item["id"] for item in content.get("added_tokens") or ()
+        }
+        tokens = {**vocab, **added}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{where}: not a tokenizer: {error!r}") from error
+    _check(tokens, where)
+    return tokens
+
+
+def _pairs(vocab: list[Any]) -> enumerate[list[Any]]:
+    if not all(isinstance(item, list) for item in vocab):
+        raise TypeError("its vocabulary does not list tokens with scores")
+    return enumerate(vocab)
+
+
 def _check(tokens: Mapping[Any, Any], where: object) -> None:
     for token, number in tokens.items():
         if not isinstance(token, str) or type(number) is not int or number < 0:
-            raise CheckpointError(f"{where} gives {token!r} the id {number!r}")
-
-
-def _numbered(vocab: Any) -> dict[str, int]:
-    """Token -> id; lists hold tokens, or tokens with scores, in the order of their ids."""
-    if isinstance(vocab, dict):
-        return vocab
-    items: Iterable[Any] = vocab
-    return {
-        item[0] if isinstance(item, list) else item: number
-        for number, item in enumerate(items)
-    }
+            raise CheckpointError(
+                f"{where}: not a tokenizer: it gives {token!r} the id {number!r}"
+            )

@@ -8,8 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mtk.errors import CheckpointError
-from mtk_adapters_full.layouts import dump, is_tokenizer_file
-from mtk_adapters_full.reading import read_json
+from mtk.model_folders.carrying import dump, is_tokenizer_file
+from mtk.model_folders.reading import CONFIG, read_object
+from mtk.model_folders.tokens import of_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 
     from mtk.adapters import Changes, Layout
 
-_CONFIG = "config.json"
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+# Lists with one entry per layer, also where there is only one layer.
+_PER_LAYER = ("layer_types", "mlp_layer_types")
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _SPECIAL_TOKEN = re.compile(r"<[^<>\s]+>|\[[A-Z_0-9]+\]")
 
@@ -45,15 +47,15 @@ def adapted(layout: Layout, changes: Changes) -> Layout:
     ):
         if value is not None:
             _require(layout, what)
-            _edit(files, _CONFIG, partial(change, value))
+            _edit(files, CONFIG, partial(change, value))
     if changes.dtype is not None and layout.family == "transformers":
-        for name in [n for n in files if n.rpartition("/")[2] == _CONFIG]:
+        for name in [n for n in files if n.rpartition("/")[2] == CONFIG]:
             _edit(files, name, partial(_dtype, changes.dtype))
     return replace(layout, files=files)
 
 
 def _require(layout: Layout, what: str) -> None:
-    if layout.family != "transformers" or _CONFIG not in layout.files:
+    if layout.family != "transformers" or CONFIG not in layout.files:
         raise CheckpointError(
             f"a {layout.family} model cannot be given {what}\n"
             "Only folders with a config.json of transformers say how to load the result"
@@ -61,9 +63,7 @@ def _require(layout: Layout, what: str) -> None:
 
 
 def _edit(files: Files, name: str, change: Callable[[dict[str, Any]], None]) -> None:
-    config = read_json(files[name])
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{name} does not hold a JSON object")
+    config = read_object(files[name], owner=name)
     before = dump(config)
     change(config)
     if dump(config) != before:
@@ -101,7 +101,7 @@ def _rows(rows: int, config: dict[str, Any]) -> None:
     main = _text(config, ("vocab_size",))
     if main is None:
         raise CheckpointError(
-            f"{_CONFIG} has no vocab_size, so a vocabulary of {rows} cannot be written"
+            f"{CONFIG} has no vocab_size, so a vocabulary of {rows} cannot be written"
         )
     old = main["vocab_size"]
     for part in _nested(config):
@@ -127,10 +127,12 @@ def _layers(layers: int, config: dict[str, Any]) -> None:
     key = next(key for key in _COUNTS if isinstance(main.get(key), int))
     old, main[key] = main[key], layers
     for name, value in main.items():
-        if isinstance(value, list) and len(value) == old and old != layers and old > 1:
+        if not isinstance(value, list) or len(value) != old or old == layers:
+            continue
+        if old > 1 or name in _PER_LAYER:
             if any(item != value[0] for item in value):
                 raise CheckpointError(
-                    f"{_CONFIG}: {name} differs from layer to layer, so {old} layers "
+                    f"{CONFIG}: {name} differs from layer to layer, so {old} layers "
                     f"cannot become {layers}"
                 )
             main[name] = [value[0]] * layers
@@ -143,10 +145,9 @@ def _other_tokenizer(files: Files, other: Mapping[str, Path | bytes]) -> Files:
         raise CheckpointError("the model that should give its tokenizer has none")
     kept = {name: file for name, file in files.items() if not is_tokenizer_file(name)}
     result = kept | taken
-    if _CONFIG in other:
-        theirs = read_json(other[_CONFIG])
-        source = _text(theirs, _SPECIAL_IDS) if isinstance(theirs, dict) else None
-        for name in (_CONFIG, "generation_config.json"):
+    if CONFIG in other:
+        source = _text(read_object(other[CONFIG], owner=CONFIG), _SPECIAL_IDS)
+        for name in (CONFIG, "generation_config.json"):
             if source and name in result:
                 _edit(result, name, partial(_special_ids, source))
     return result
@@ -193,12 +194,20 @@ def _extend(order: list[tuple[str, int]], tokenizer: dict[str, Any]) -> None:
     The library numbers added tokens one after the other, whatever ids are written, unless
     its vocabulary has them.
     """
-    known = tokenizer.setdefault("added_tokens", [])
-    vocab = tokenizer.get("model", {}).get("vocab")
+    names: dict[int, str] = {}
+    for token, number in [*of_tokenizer(tokenizer, "tokenizer.json").items(), *order]:
+        if names.setdefault(number, token) != token:
+            raise CheckpointError(
+                f"tokens cannot be added: the tokenizer would call {names[number]!r} and "
+                f"{token!r} by one id, {number}\nChoose another tokenizer"
+            )
+    known = tokenizer.get("added_tokens") or []
+    tokenizer["added_tokens"] = known
+    vocab = tokenizer["model"]["vocab"]
     known.extend({"id": number, **_entry(token)} for token, number in order)
-    expected = len(vocab) if isinstance(vocab, dict | list) else 0
+    expected = len(vocab)
     numbers: dict[str, int] = {item["content"]: item["id"] for item in known}
-    inside = vocab if isinstance(vocab, dict) else {pair[0] for pair in vocab or ()}
+    inside = vocab if isinstance(vocab, dict) else {pair[0] for pair in vocab}
     for token, number in sorted(numbers.items(), key=lambda pair: pair[1]):
         if token in inside:
             continue
