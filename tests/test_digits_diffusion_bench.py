@@ -75,17 +75,46 @@ def test_base_agrees_with_itself_on_neutral_prompts(track: Any) -> None:
     assert spread > 1.0
 
 
-def test_what_is_prepared_can_be_merged(
-    track: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Through the installed adapters: products on the base, as PEFT adds them."""
+@pytest.fixture
+def made(track: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The track's models, after one step of training each."""
     recipes = resolve("mtk_tasks_diffusion.recipes")
     quick = recipes.Regime(steps=1, multitask_steps=1, batch=4)
     monkeypatch.setitem(recipes.tuned.__kwdefaults__, "regime", quick)
-    made = track.prepare(lambda _message, _share: None)
+    return track.prepare(lambda _message, _share: None)
+
+
+def test_what_is_prepared_can_be_merged(track: Any, made: Any) -> None:
+    """Through the installed adapters: products on the base, as PEFT adds them."""
     merged = mtk.merge("average", base=made["base"], experts=made["experts"])
     base = track.build(made["base"]).state_dict()
     changed = {n for n, t in merged.tensors.items() if not torch.equal(t, base[n])}
     assert set(merged.tensors) == set(base)
     assert changed
     assert all(".to_" in name for name in changed)
+
+
+def test_products_and_full_weights_merge_into_the_same_model(
+    made: Any, tmp_path: Path
+) -> None:
+    """Adapters on the base, experts as whole models, and one adapter of all products."""
+    combine = pytest.importorskip("mtk_adapters_lora.combine").combine
+    base, experts, scale = made["base"], made["experts"], 0.4
+
+    def merged(experts: Any, scale: float, **more: Any) -> Any:
+        return mtk.merge(
+            "task_arithmetic",
+            base=base,
+            experts=experts,
+            params={"scale": scale},
+            **more,
+        )
+
+    products = merged(experts, scale).tensors
+    whole = [tmp_path / f"whole{number}" for number in range(len(experts))]
+    for path, folder in zip(experts, whole, strict=True):
+        merged([path], 1.0, output=folder)
+    joined = combine(experts, weights=[scale] * len(experts)).save(tmp_path / "joined")
+    for other in (merged(whole, scale), merged([joined], 1.0)):
+        for name, tensor in products.items():
+            torch.testing.assert_close(other.tensors[name], tensor, msg=name)

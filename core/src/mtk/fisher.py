@@ -21,7 +21,7 @@ from torch.func import grad, jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mtk import batches
-from mtk.errors import UsageError, first_line
+from mtk.errors import UsageError
 from mtk.randomness import stream
 
 if TYPE_CHECKING:
@@ -161,8 +161,8 @@ class _Squares:
             except Exception as error:  # a real error comes back in the loop
                 self._looped = True
                 self._say(
-                    "Fisher one example at a time, because vmap fails "
-                    f"({type(error).__name__}: {first_line(error)[:80]} ...)"
+                    "Fisher one example at a time, because torch.func.vmap cannot run "
+                    f"this model ({type(error).__name__})"
                 )
         return self._one_by_one(weights, p, items)
 
