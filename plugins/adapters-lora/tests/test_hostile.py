@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from mtk.checkpoint import StateDict
 from mtk.errors import CheckpointError
 from mtk_adapters_lora import lora
+from mtk_adapters_lora.formats import load_adapter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -248,3 +249,21 @@ def test_configs_are_bounded_in_size_and_depth(tmp_path: Path) -> None:
         refused(write(tmp_path / "a", GOOD, text), r"adapter_config\.json.*(nest|JSON)")
     write(tmp_path / "a", GOOD, json.dumps(CONFIG) + " " * 10_000_000)
     refused(tmp_path / "a", "larger than 10,000,000 bytes")
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["config.json", "model.safetensors"], "whole model, no LoRA adapter"),
+        (["adapter_config.json"], "no adapter_model.safetensors there"),
+        (["adapter_config.json", "adapter_model.bin"], "Pickle files are not read"),
+        (["README.md"], "no adapter_config.json and no pytorch_lora_weights"),
+    ],
+)
+def test_a_folder_without_an_adapter_says_what_it_is(
+    tmp_path: Path, files: list[str], words: str
+) -> None:
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(CheckpointError, match=words):
+        load_adapter(tmp_path)

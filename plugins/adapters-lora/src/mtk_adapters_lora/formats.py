@@ -50,6 +50,17 @@ def _header_names(file: Path) -> list[str]:
     return list(table) if isinstance(table, dict) else []
 
 
+def _absent(path: Path, name: str) -> str:
+    """What to say of a folder without the file that would hold an adapter."""
+    if any(path.glob("adapter_model*.bin")):
+        return f"{path}: no {name} in it\nPickle files are not read; save it as safetensors"
+    if (path / CONFIG).is_file() or not path.is_dir():
+        return f"{path}: no {name} there"
+    if (path / "config.json").is_file():
+        return f"{path} is a whole model, no LoRA adapter; mtk extract-lora makes one of it"
+    return f"{path} is no LoRA adapter: no {CONFIG} and no {DIFFUSERS} in it"
+
+
 def load_adapter(path: Path) -> LoraAdapter:
     """Read names, shapes and configuration of an adapter; refuse what is not exact."""
     folder = path if path.is_dir() else path.parent
@@ -59,10 +70,7 @@ def load_adapter(path: Path) -> LoraAdapter:
     else:
         is_peft, file = path.name == WEIGHTS and (folder / CONFIG).is_file(), path
     if not file.is_file():
-        raise CheckpointError(
-            f"{path}: no {file.name} in it\n"
-            "Pickle files (adapter_model.bin) are not read; save it as safetensors"
-        )
+        raise CheckpointError(_absent(path, file.name))
     if path.is_dir():
         check_inside(folder, file)
     source = SafetensorsCheckpoint([file], str(path))
