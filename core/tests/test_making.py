@@ -80,20 +80,34 @@ def test_what_killed_processes_left_long_ago_is_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", new.name]
 
 
-def test_models_are_made_in_order_with_the_share_done(tmp_path):
+def test_models_are_made_in_order_once_and_with_seeds_of_their_own(tmp_path):
     calls, told = [], []
 
-    def make(name, cells, number):
-        calls.append((name, list(cells), number))
-        return tmp_path / name
+    def base(folder):
+        (folder / "w").write_text("base")
 
-    models = making.make_models(
-        tmp_path / "base", ["a", "b"], make, lambda text, share: told.append(share)
-    )
-    assert calls == [("a", ["a"], 0), ("b", ["b"], 1), ("multitask", ["a", "b"], 2)]
-    assert models["experts"] == [tmp_path / "a", tmp_path / "b"]
-    assert models["multitask"] == tmp_path / "multitask"
-    assert told == [0.0, 0.25, 0.5, 1.0]
+    def train(cells, seed, folder):
+        assert torch.get_num_threads() == 1
+        calls.append((list(cells), seed))
+        (folder / "w").write_text(" ".join(cells))
+
+    for seed in (2, 2, 3):
+        models = making.make_models(
+            tmp_path,
+            ["a", "b"],
+            seed=seed,
+            base=base,
+            train=train,
+            report=lambda _, share: told.append(share),
+            variant="x-",
+        )
+    trained = [["a"], ["b"], ["a", "b"]]
+    seeds = [2000, 2001, 2002, 3000, 3001, 3002]
+    assert calls == list(zip(trained * 2, seeds, strict=True))
+    assert told == [0.0, 0.25, 0.5, 1.0] * 3
+    places = [models["base"], *models["experts"], models["multitask"]]
+    assert [(place / "w").read_text() for place in places] == ["base", "a", "b", "a b"]
+    assert places[1] == tmp_path / "x-seed3" / "a"
 
 
 def test_the_fingerprint_changes_with_every_file_and_word(tmp_path):

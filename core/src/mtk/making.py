@@ -9,6 +9,7 @@ import hashlib
 import shutil
 import time
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,34 +23,59 @@ if TYPE_CHECKING:
 
 # An unfinished folder this old belongs to a process that was killed.
 _STALE_SECONDS = 24 * 3600.0
+_SPREAD = 1000  # seeds of models between two seeds of a track
 # What decides every model that is trained.
 _LOOP = [Path(__file__).with_name(name) for name in ("randomness.py", "training.py")]
 
 
 def make_models(
-    base: Path,
+    folder: Path,
     cells: Sequence[str],
-    make: Callable[[str, Sequence[str], int], Path],
+    *,
+    seed: int,
+    base: Callable[[Path], object],
+    train: Callable[[Sequence[str], int, Path], object],
     report: Callable[[str, float], None],
+    variant: str = "",
 ) -> Models:
-    """Make the expert of every cell and the multitask model, in this order.
+    """Make the base, the expert of every cell and the multitask model, or find them.
+
+    Model i is trained with the seed 1000 times the track's plus i, on one thread, so that
+    no two seeds share a model and every run gives the same bytes.
 
     Args:
-        base: the base, which is there already.
+        folder: of this version of the track's models.
         cells: the held-in cells.
-        make: makes one model, or finds it: its name, the cells that it learns and its
-            number among all models -> where it is.
+        seed: of the track.
+        base: writes the base into the folder it is given.
+        train: trains on cells, one or all, with a seed, and writes into a folder.
         report: told what is going on and the share done.
+        variant: begins the name of the folder of trained models, where options decide
+            them.
     """
+
+    def write_base(work: Path) -> dict[str, Any]:
+        base(work)
+        return {"made": "base"}
+
+    def made(name: str, learned: Sequence[str], number: int) -> Path:
+        def write(work: Path) -> dict[str, Any]:
+            own = _SPREAD * seed + number
+            with one_thread():
+                train(learned, own, work)
+            return {"made": name, "seed": own, "torch": version("torch")}
+
+        return get_or_make(folder / f"{variant}seed{seed}" / name, write)
+
     total = 2 * len(cells)  # multitask costs about as much as all experts together
-    experts = []
+    start, experts = get_or_make(folder / "base", write_base), []
     for number, cell in enumerate(cells):
         report(f"training the expert {cell}", number / total)
-        experts.append(make(cell, [cell], number))
+        experts.append(made(cell, [cell], number))
     report("training the multitask model", len(cells) / total)
-    joint = make("multitask", cells, len(cells))
+    joint = made("multitask", cells, len(cells))
     report("models ready", 1.0)
-    return {"base": base, "experts": experts, "multitask": joint}
+    return {"base": start, "experts": experts, "multitask": joint}
 
 
 def get_or_make(folder: Path, make: Callable[[Path], Mapping[str, Any]]) -> Path:

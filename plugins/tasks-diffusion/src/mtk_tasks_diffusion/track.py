@@ -8,7 +8,6 @@ answers in milliseconds.
 from __future__ import annotations
 
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +45,6 @@ _SOURCES = (
     *("cells.py", "data.py", "model.py", "recipes.py"),
     "assets/base/provenance.json",
 )
-# Experts take seeds _SPREAD * seed + cell number; multitask the one after the last.
-_SPREAD = 1000
 
 
 class DigitsDiffusion:
@@ -81,7 +78,14 @@ class DigitsDiffusion:
             ``base``, a folder in diffusers' layout; ``experts`` in the order of the
             held-in cells and ``multitask``: folders in PEFT's layout.
         """
-        return making.make_models(self._base(), HELD_IN, self._trained, report)
+        return making.make_models(
+            self._folder,
+            HELD_IN,
+            seed=self.seed,
+            base=self._save_base,
+            train=self._train,
+            report=report,
+        )
 
     def build(self, path: Path) -> nn.Module:
         """The UNet of a folder in diffusers' layout, attention visible to hooks."""
@@ -177,35 +181,18 @@ class DigitsDiffusion:
 
         return judge.load(JUDGE)
 
-    def _base(self) -> Path:
+    def _save_base(self, folder: Path) -> None:
         """The base in float32; the package carries it in half precision."""
+        from mtk_tasks_diffusion import model
 
-        def make(work: Path) -> dict[str, Any]:
-            from mtk_tasks_diffusion import model
+        model.save(model.load(ASSET), folder)
 
-            model.save(model.load(ASSET), work)
-            return {"track": "digits-diffusion", "made": "base"}
+    def _train(self, cells: Sequence[str], seed: int, folder: Path) -> None:
+        """The expert of one cell, or the multitask model of several."""
+        from mtk_tasks_diffusion import model, recipes
 
-        return making.get_or_make(self._folder / "base", make)
-
-    def _trained(self, name: str, cells: Sequence[str], number: int) -> Path:
-        """The adapter of a cell, or the multitask adapter."""
-        seed = _SPREAD * self.seed + number
-
-        def make(work: Path) -> dict[str, Any]:
-            from mtk_tasks_diffusion import model, recipes
-
-            with making.one_thread():
-                made = recipes.tuned(model.load(ASSET), cells, seed=seed)
-            recipes.save_adapter(made, work)
-            return {
-                "track": "digits-diffusion",
-                "made": name,
-                "seed": seed,
-                "torch": version("torch"),
-            }
-
-        return making.get_or_make(self._folder / f"seed{self.seed}" / name, make)
+        made = recipes.tuned(model.load(ASSET), cells, seed=seed)
+        recipes.save_adapter(made, folder)
 
     @cached_property
     def _folder(self) -> Path:

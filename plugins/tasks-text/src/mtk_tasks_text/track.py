@@ -34,8 +34,6 @@ _SOURCES = (
     *("cells.py", "cldr.py", "data.py", "model.py", "recipes.py", "tokens.py"),
     "assets/base/provenance.json",
 )
-# Experts take seeds _SPREAD * seed + cell number; multitask the one after the last.
-_SPREAD = 1000
 # Items decoded at a time, of like length, so that little is spent on padding.
 _BATCH = 40
 
@@ -68,7 +66,14 @@ class CldrT5:
             ``base``, ``experts`` in the order of the held-in cells, and
             ``multitask``: folders in transformers' layout.
         """
-        return making.make_models(self._base(), HELD_IN, self._trained, report)
+        return making.make_models(
+            self._folder,
+            HELD_IN,
+            seed=self.seed,
+            base=self._save_base,
+            train=self._train,
+            report=report,
+        )
 
     def build(self, path: Path) -> nn.Module:
         """Return the model of a folder, ready to run."""
@@ -157,35 +162,18 @@ class CldrT5:
                     said[place] = answer
         return said
 
-    def _base(self) -> Path:
+    def _save_base(self, folder: Path) -> None:
         """The base in float32; the package carries it in half precision."""
+        from mtk_tasks_text import model
 
-        def make(work: Path) -> dict[str, Any]:
-            from mtk_tasks_text import model
+        model.save(model.load(ASSET), folder)
 
-            model.save(model.load(ASSET), work)
-            return {"track": "cldr-t5", "made": "base"}
+    def _train(self, cells: Sequence[str], seed: int, folder: Path) -> None:
+        """The expert of one cell, or the multitask model of several."""
+        from mtk_tasks_text import model, recipes
 
-        return making.get_or_make(self._folder / "base", make)
-
-    def _trained(self, name: str, cells: Sequence[str], number: int) -> Path:
-        """The expert of a cell, or the multitask model."""
-        seed = _SPREAD * self.seed + number
-
-        def make(work: Path) -> dict[str, Any]:
-            from mtk_tasks_text import model, recipes
-
-            with making.one_thread():
-                made = recipes.tuned(model.load(ASSET), cells, seed=seed)
-            model.save(made, work)
-            return {
-                "track": "cldr-t5",
-                "made": name,
-                "seed": seed,
-                "torch": version("torch"),
-            }
-
-        return making.get_or_make(self._folder / f"seed{self.seed}" / name, make)
+        made = recipes.tuned(model.load(ASSET), cells, seed=seed)
+        model.save(made, folder)
 
     @cached_property
     def _folder(self) -> Path:

@@ -8,7 +8,6 @@ where they are needed, so that a prepared track answers in milliseconds.
 from __future__ import annotations
 
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +33,6 @@ _SOURCES = (
     *("cells.py", "data.py", "model.py", "recipes.py"),
     "assets/base/provenance.json",
 )
-# Experts take seeds _SPREAD * seed + cell number; multitask the one after the last.
-_SPREAD = 1000
 _BATCH = 128  # images per forward pass of `predict`; larger was not faster
 
 
@@ -73,7 +70,15 @@ class DigitsClip:
             ``base``, ``experts`` in the order of the held-in cells, and
             ``multitask``: folders in open_clip's layout.
         """
-        return making.make_models(self._base(), HELD_IN, self._trained, report)
+        return making.make_models(
+            self._folder,
+            HELD_IN,
+            seed=self.seed,
+            base=self._save_base,
+            train=self._train,
+            report=report,
+            variant=f"{self.head_scope}-",
+        )
 
     def data(self, task: str, split: str) -> dict[str, Any]:
         """Return one split of one cell.
@@ -150,39 +155,20 @@ class DigitsClip:
                 self._head = model.zero_shot_head(model.load(ASSET))
         return self._head
 
-    def _base(self) -> Path:
+    def _save_base(self, folder: Path) -> None:
         """The base in float32; the package carries it in half precision."""
+        from mtk_tasks_vision import model
 
-        def make(work: Path) -> dict[str, Any]:
-            from mtk_tasks_vision import model
+        model.save(model.load(ASSET), folder)
 
-            model.save(model.load(ASSET), work)
-            return {"track": "digits-clip", "made": "base"}
+    def _train(self, cells: Sequence[str], seed: int, folder: Path) -> None:
+        """The expert of one cell, or the multitask model of several."""
+        from mtk_tasks_vision import model, recipes
 
-        return making.get_or_make(self._folder / "base", make)
-
-    def _trained(self, name: str, cells: Sequence[str], number: int) -> Path:
-        """The expert of a cell, or the multitask model."""
-        seed = _SPREAD * self.seed + number
-
-        def make(work: Path) -> dict[str, Any]:
-            from mtk_tasks_vision import model, recipes
-
-            with making.one_thread():
-                made = recipes.tuned(
-                    model.load(ASSET), cells, seed=seed, head_scope=self.head_scope
-                )
-            model.save(made, work)
-            return {
-                "track": "digits-clip",
-                "made": name,
-                "seed": seed,
-                "head_scope": self.head_scope,
-                "torch": version("torch"),
-            }
-
-        folder = self._folder / f"{self.head_scope}-seed{self.seed}"
-        return making.get_or_make(folder / name, make)
+        made = recipes.tuned(
+            model.load(ASSET), cells, seed=seed, head_scope=self.head_scope
+        )
+        model.save(made, folder)
 
     @cached_property
     def _folder(self) -> Path:
