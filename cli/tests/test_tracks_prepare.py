@@ -128,13 +128,36 @@ def test_a_dry_run_makes_nothing(root):
         prepare(root, "--dry-run", "--download")
 
 
+def test_only_a_real_run_notes_the_folder(root, tmp_path):
+    (root / "data").touch()
+    noted = tmp_path / "cache" / "tracks" / "far-1" / "root.json"
+    prepare(root, "--dry-run")
+    assert not noted.exists()
+    prepare(root)
+    _, _, err = prepare(root, "--dry-run")
+    assert "mtk bench --track far" in err
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in files(root):
+        (other / name).touch()
+    _, _, err = prepare(other, "--dry-run")
+    assert "without --dry-run the folder is noted" in err
+    assert json.loads(noted.read_text()) == {"root": str(root)}
+
+
+def test_a_device_that_is_not_there_is_refused_first(root):
+    with pytest.raises(UsageError, match="no device 'nonsense'"):
+        prepare(root, "--device", "nonsense")
+    assert files(root) == []
+
+
 def test_everything_is_made_and_then_left_alone(root):
     (root / "data").touch()
-    code, _, err = prepare(root, "--device", "cuda:1", "--option", "size=5")
+    code, _, err = prepare(root, "--device", "cpu:0", "--option", "size=5")
     assert code == ExitCode.DONE
-    assert "mtk bench --track far" in err
+    assert "mtk bench --track far --option size=5" in err
     assert files(root) == ["blue-0-5", "data", "multitask-0-5", "red-0-5"]
-    assert (root / "red-0-5").read_text() == "made on cuda:1"
+    assert (root / "red-0-5").read_text() == "made on cpu:0"
     before = (root / "red-0-5").stat().st_mtime_ns
     assert prepare(root, "--option", "size=5")[0] == ExitCode.DONE
     assert (root / "red-0-5").stat().st_mtime_ns == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -342,3 +343,29 @@ def test_results_must_be_a_folder(run, tmp_path: Path) -> None:
     file.write_text("")
     with pytest.raises(UsageError, match="not a folder"):
         run(results=file)
+
+
+def test_results_that_cannot_be_written_are_refused_first(run) -> None:
+    for place in ("/proc/nope/x", "/dev/null/x"):
+        with pytest.raises(UsageError, match=r"cannot hold results|not a folder"):
+            run(results=place)
+
+
+def test_a_cache_that_cannot_be_written_is_named(run) -> None:
+    with pytest.raises(UsageError, match="MTK_CACHE"):
+        run(cache="/proc/nope")
+
+
+def test_another_metric_under_the_same_name_makes_records_stale(run) -> None:
+    run()
+    assert not run().plan.todo
+    changed = registry()
+    changed.metrics = [
+        Provided(replace(found.item, target=strict), found.plugin)
+        for found in changed.metrics
+    ]
+    assert len(run(registry=changed).plan.todo) == 5
+
+
+def strict(*, predictions, references):
+    return [0.0 for _ in zip(predictions, references, strict=True)]

@@ -47,8 +47,15 @@ def test_missing_parts_are_named_shortly(tmp_path):
     assert roots.lacking(parts(False, True), "name") == ["get p0"]
     assert roots.lacking(parts(*[False] * 5), "name") == [
         "get p0",
-        "4 more, as mtk tracks prepare name says",
+        "4 more, as mtk tracks prepare name --root DIR says",
     ]
+    options = roots.words(2, {"size": 3, "b": 1, "a": "x"}, {"size": 3})
+    assert options == " --seed 2 --option a=x --option b=1"
+    assert roots.words(0, {"size": 3}, {"size": 3}) == ""
+    (*_, last) = roots.lacking(parts(*[False] * 5), "name", options)
+    assert "--root DIR --seed 2 --option a=x" in last
+    with pytest.raises(UsageError, match=f"--root {tmp_path} --seed 2 --option"):
+        roots.need_all(parts(False), "name", tmp_path, options)
     assert "--root DIR" in roots.lacking(None, "name")[0]
 
 
@@ -75,6 +82,24 @@ def test_a_model_is_not_made_begun_or_there(tmp_path):
     roots.finish(place, lambda work: (work / "w").write_text("1"), {"made": "e"})
     assert look()["there"]
     assert not roots.training_state(place).exists()
+
+
+def test_a_model_of_another_base_does_not_count(tmp_path):
+    base, place = tmp_path / "base", tmp_path / "e"
+    base.write_bytes(bytes(9_000_000))
+    one = roots.sampled_hash([base])
+    roots.finish(place, lambda work: (work / "w").write_text("1"), {"base": one})
+
+    def look(base):
+        return roots.model_part(place, "e", kind="expert", ready=True, base=base)
+
+    assert look(one)["there"]
+    assert look("")["there"]
+    base.write_bytes(bytes(4_000_000) + bytes([1]) * 1_000_000 + bytes(4_000_000))
+    other = roots.sampled_hash([base])
+    assert other != one
+    assert look(other)["note"] == "made from another base"
+    assert not look(other)["ready"]
 
 
 def train(state):

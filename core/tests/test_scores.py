@@ -205,3 +205,25 @@ def test_errors_of_set_metrics_add_up_over_cells_and_seeds() -> None:
     assert part.mean == 2.5
     # The seeds' means are 2 and 3: variance 1/2, of their mean 1/4.
     assert part.interval == pytest.approx(1.96 * (0.25**2 + 0.25) ** 0.5)
+
+
+def test_a_cell_of_few_items_is_not_counted_as_wrong_where_none_is_drawn() -> None:
+    few = record("a", {"h1": 1.0, "h2": 1.0, "g1": 1.0}, n=9)
+    few["ids"]["h1"], few["items"]["h1"] = [100, 101], [1.0, 1.0]
+    (row,) = scores.rows([few], TRACK)
+    assert row.held_in == 1.0
+    assert row.held_in_interval == 0.0
+
+
+def test_the_range_of_ranks_covers_seeds_too() -> None:
+    """Two methods that take turns in being far ahead: neither is surely the first."""
+    rates = {"a": (0.9, 0.3, 0.9), "b": (0.3, 0.9, 0.3)}
+    found = by_name(
+        [
+            record(name, {"h1": rate, "h2": rate, "g1": rate}, seed=seed)
+            for name, seeds in rates.items()
+            for seed, rate in enumerate(seeds)
+        ]
+    )
+    assert (found["a"].rank, found["a"].rank_low, found["a"].rank_high) == (1, 1, 2)
+    assert (found["b"].rank, found["b"].rank_low, found["b"].rank_high) == (2, 1, 2)

@@ -152,6 +152,12 @@ def test_a_state_of_another_regime_or_a_damaged_one_is_not_used(tmp_path):
     other = Toy()
     other.run(state, replace(REGIME, rate=0.2))
     assert len(other.seen) == 12
+    state.unlink()
+    with pytest.raises(Killed):
+        Toy(kill_at=5).run(state, identity="base one")
+    moved = Toy()
+    moved.run(state, identity="base two")
+    assert len(moved.seen) == 12
     state.write_bytes(state.read_bytes()[:-1])
     again = Toy()
     again.run(state)
@@ -181,6 +187,22 @@ def file_size_limit(size):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_killed_run_on_a_gpu_ends_as_if_nothing_had_happened(tmp_path):
+    def toy(**more):
+        made = Toy(**more)
+        made.x, made.y = made.x.cuda(), made.y.cuda()
+        made.weight = torch.nn.Parameter(made.weight.detach().cuda())
+        return made
+
+    whole, again = toy(), toy()
+    whole.run(tmp_path / "whole", scored=False)
+    with pytest.raises(Killed):
+        toy(kill_at=8).run(tmp_path / "s", scored=False)
+    again.run(tmp_path / "s", scored=False)
+    assert torch.equal(again.weight, whole.weight)
 
 
 def test_a_loss_that_is_no_number_stops_the_run():

@@ -72,6 +72,8 @@ def _write_result(result: Bench, folder: Path, *, verbose: bool) -> None:
     render.line("\n".join(legend))
     write_metrics(result.rows, track, result.metrics)
     _write_remarks(result)
+    for note in result.notes:
+        render.line(note)
     render.line("\n".join(findings(result.rows, result.facts, track.setting)))
     render.line(f"Records: {folder / track.name}")
     if result.sheets:
@@ -169,4 +171,5 @@ def as_json(result: Bench) -> dict[str, Any]:
         "sheets": result.sheets,
         "failures": result.failures,
         "facts": result.facts,
+        "notes": result.notes,
     }

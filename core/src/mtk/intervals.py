@@ -45,7 +45,10 @@ class Draws:
         """Replicates of a task's mean, (replicates,)."""
         weights = self._weights[:, [self._place[item] for item in ids]]
         means: np.ndarray = weights @ np.asarray(scores, float)
-        ratio: np.ndarray = means / np.maximum(weights.sum(1), 1)
+        drawn = weights.sum(1)
+        # Of a small cell a replicate may draw no item; it then has the cell's own mean.
+        own = float(np.mean(scores))
+        ratio: np.ndarray = np.where(drawn > 0, means / np.maximum(drawn, 1), own)
         return ratio
 
     def mean(

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 _STALE_SECONDS = 24 * 3600.0
 _SPREAD = 1000  # seeds of models between two seeds of a track
 # What decides every model that is trained.
-_LOOP = [Path(__file__).with_name(name) for name in ("randomness.py", "training.py")]
+_LOOP = [
+    Path(__file__).with_name(f"{name}.py")
+    for name in ("making", "randomness", "training")
+]
 
 
 def make_models(

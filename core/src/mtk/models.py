@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtk.errors import CheckpointError
+from mtk.errors import CheckpointError, UsageError
 from mtk.files import replace_file
 from mtk.records import source_hash
 
@@ -74,7 +74,13 @@ def make(
     from mtk.loading import resolve
 
     folder = folder_of(cache, track)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"models cannot be kept in {cache}: {error}\n"
+            "Let MTK_CACHE name a folder that can be written"
+        ) from error
     live = resolve(track.target)(cache=folder, seed=seed, options=dict(options))
     lacking = list(live.missing()) if hasattr(live, "missing") else []
     if lacking:
@@ -103,6 +109,7 @@ def make(
         "stamps": {
             str(file): _stamp(file) for found in files.values() for file in found
         },
+        "notes": [str(note) for note in live.notes()] if hasattr(live, "notes") else [],
     }
     index = _index(cache, track, seed, options)
     replace_file(index, [json.dumps(found).encode()])

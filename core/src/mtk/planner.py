@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from mtk.declare import Method, Track
+    from mtk.declare import Method, Metric, Track
     from mtk.loading import Provided, Registry
 
 Kind = Literal["method", "control", "baseline"]
@@ -112,10 +112,12 @@ class Ground:
     """What all items of one plan stand on.
 
     ``models`` maps a seed to the hashes of its checkpoints; it is empty where they are
-    not made yet, and then nothing can be done already.
+    not made yet, and then nothing can be done already. ``metrics`` are those that the
+    track names.
     """
 
     track: Provided[Track]
+    metrics: Mapping[str, Metric]
     options: Mapping[str, Any]
     models: Mapping[int, Mapping[str, Any]]
     results: Path
@@ -182,12 +184,17 @@ class Ground:
         )
 
     def _cells(self) -> str:
-        """Hash of what is measured: the cells, their parts and their metrics."""
+        """Hash of what is measured: the cells, their parts, their metrics' sources."""
         cells = [
             (task.name, task.held_in, task.ability, task.metrics)
             for task in self.track.item.tasks
         ]
-        return key_of({"cells": cells, "merge": self.track.item.merge})
+        metrics = {
+            name: source_hash(metric.target) for name, metric in self.metrics.items()
+        }
+        return key_of(
+            {"cells": cells, "merge": self.track.item.merge, "metrics": metrics}
+        )
 
     def _identity(self, seed: int, uses: Sequence[str], **more: Any) -> dict[str, Any]:
         models = self.models.get(seed, {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ class Bench:
 
     Args:
         facts: statements about the whole table.
+        notes: what the track says of itself, such as what its judges can do at best.
         metrics: declarations of all metrics of the track, by name.
         sheets: key of a record -> the picture of what its model makes.
     """
@@ -48,6 +50,7 @@ class Bench:
     rows: list[Row] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     facts: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     metrics: dict[str, Metric] = field(default_factory=dict)
     sheets: dict[str, Path] = field(default_factory=dict)
 
@@ -115,7 +118,9 @@ def bench(
     folder = Path(results)
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is not a folder; choose another for the results")
-    _check_metrics(registry, provided_track.item)
+    metrics = _metrics(registry, provided_track.item)
+    if not dry_run:
+        _check_writable(folder)
     found = {
         seed: models.find(cache_folder, provided_track.item, seed, settings)
         for seed in seeds
@@ -127,6 +132,7 @@ def bench(
             )
     ground = planner.Ground(
         track=provided_track,
+        metrics=metrics,
         options=settings,
         models={seed: (entry or {}).get("hashes", {}) for seed, entry in found.items()},
         results=folder,
@@ -135,10 +141,8 @@ def bench(
     planned = planner.plan(
         registry, ground, chosen=chosen, fixed=params or {}, seeds=seeds
     )
-    names = {name: None for task in provided_track.item.tasks for name in task.metrics}
-    result = Bench(
-        plan=planned, metrics={name: registry.metric(name).item for name in names}
-    )
+    notes = dict.fromkeys(n for e in found.values() if e for n in e.get("notes", ()))
+    result = Bench(plan=planned, metrics=metrics, notes=list(notes))
     if not dry_run and planned.todo:
         from mtk.trial import Setting
 
@@ -186,9 +190,27 @@ def _chosen(
     return chosen
 
 
-def _check_metrics(registry: Registry, track: Track) -> None:
+def _check_writable(folder: Path) -> None:
+    """Refuse a folder for results before anything is computed for it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"{folder} cannot hold results: {error}\nChoose another folder"
+        ) from error
+
+
+def _metrics(registry: Registry, track: Track) -> dict[str, Metric]:
+    """The metrics that a track names; the first of each cell must be able to rank."""
+    found = {
+        name: registry.metric(name).item
+        for task in track.tasks
+        for name in task.metrics
+    }
     for task in track.tasks:
-        first, *_ = [registry.metric(name).item for name in task.metrics]
+        first = found[task.metrics[0]]
         if first.kind != "item" or not (first.higher_is_better or task.ability):
             raise UsageError(
                 f"track {track.name!r}: {first.name!r} cannot rank the cell {task.name!r}\n"
@@ -196,6 +218,7 @@ def _check_metrics(registry: Registry, track: Track) -> None:
             )
     if registry.adapter(track.adapter).item.kind == "lora":
         registry.adapter("full")
+    return found
 
 
 def _run(

@@ -7,20 +7,22 @@ are those of :class:`mtk.tracks.LiveTrack`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from mtk.errors import CheckpointError, UsageError
-from mtk.files import replace_file
+from mtk.files import open_plain, replace_file
 from mtk.folders import check_manifest, new_folder, stale, write_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 _NOTED = "root.json"
 _TRAINING = ".training.safetensors"
 _SHOWN = 3
+_SAMPLES, _SAMPLE = 64, 1 << 16
 
 
 class Part(TypedDict):
@@ -78,7 +80,7 @@ def package_part(names: Sequence[str], install: str) -> Part:
 
 
 def model_part(
-    folder: Path, name: str, *, kind: str, ready: bool, steps: int = 0
+    folder: Path, name: str, *, kind: str, ready: bool, steps: int = 0, base: str = ""
 ) -> Part:
     """An expert, the multitask model or a judge: finished, begun or not.
 
@@ -88,8 +90,16 @@ def model_part(
         kind: of the part.
         ready: whether all that its training needs is there.
         steps: how many it takes at most.
+        base: hash of the base as it is now (`sampled_hash`), if that is there.
     """
     if is_made(folder):
+        told = made_from(folder)
+        if base and told and told != base:
+            note, todo = (
+                "made from another base",
+                f"remove {folder}, or bring back the base",
+            )
+            return part(name, kind, there=False, note=note, todo=todo)
         return part(name, kind, there=True, note="there")
     state, note = training_state(folder), "not made"
     if state.is_file():
@@ -131,25 +141,33 @@ def need_root(cache: Path, track: str) -> Path:
     return root
 
 
-def need_all(parts: Sequence[Part], track: str, root: Path) -> None:
-    """Refuse to go on without everything."""
+def need_all(parts: Sequence[Part], track: str, root: Path, options: str = "") -> None:
+    """Refuse to go on without everything; ``options`` ends the command to be run."""
     lost = [p["name"] for p in parts if not p["there"]]
     if lost:
         more = ", ..." if len(lost) > _SHOWN else ""
         raise UsageError(
             f"{track}: {len(lost)} parts are missing: {', '.join(lost[:_SHOWN])}{more}\n"
-            f"mtk tracks prepare {track} --root {root} says what to do"
+            f"mtk tracks prepare {track} --root {root}{options} says what to do"
         )
 
 
-def lacking(parts: Sequence[Part] | None, track: str) -> list[str]:
+def lacking(parts: Sequence[Part] | None, track: str, options: str = "") -> list[str]:
     """What is missing in a few phrases; ``None`` where no root is known."""
     if parts is None:
         return [f"data and models of yours: mtk tracks prepare {track} --root DIR"]
     todo = [p["todo"] for p in parts if not p["there"]]
     if len(todo) < _SHOWN:
         return todo
-    return [todo[0], f"{len(todo) - 1} more, as mtk tracks prepare {track} says"]
+    command = f"mtk tracks prepare {track} --root DIR{options}"
+    return [todo[0], f"{len(todo) - 1} more, as {command} says"]
+
+
+def words(seed: int, options: Mapping[str, object], usual: Mapping[str, object]) -> str:
+    """The options of a command that chooses the same models: `` --seed 1 --option a=b``."""
+    chosen = {k: v for k, v in options.items() if v != usual.get(k)}
+    more = [f" --option {key}={value}" for key, value in sorted(chosen.items())]
+    return "".join([f" --seed {seed}" if seed else "", *more])
 
 
 def made(root: Path, track: str, seed: int, name: str) -> Path:
@@ -163,6 +181,30 @@ def is_made(folder: Path) -> bool:
         return folder.is_dir() and check_manifest(folder) is not None
     except CheckpointError:
         return False
+
+
+def made_from(folder: Path) -> str:
+    """What `finish` was told of the base that a model was made from; empty if nothing."""
+    manifest = check_manifest(folder) or {}
+    facts = manifest.get("mtk")
+    return str(facts.get("base", "")) if isinstance(facts, dict) else ""
+
+
+def sampled_hash(files: Iterable[Path]) -> str:
+    """Hash of the sizes of files and of some megabytes of them, spread evenly.
+
+    Tells models apart whose weights differ throughout, in little time however large they
+    are. It does not find a change of single numbers.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0".encode())
+        with open_plain(file) as handle:
+            for place in range(_SAMPLES):
+                handle.seek(place * size // _SAMPLES)
+                digest.update(handle.read(_SAMPLE))
+    return digest.hexdigest()[:16]
 
 
 def training_state(folder: Path) -> Path:

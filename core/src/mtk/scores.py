@@ -189,9 +189,11 @@ def _rank(result: Sequence[Row], samples: Mapping[int, list[np.ndarray]]) -> Non
     if not static:
         return
     scores = np.array([row.held_in for row in static])
-    drawn = np.array(
-        [np.mean(samples[id(row)], axis=0) for row in static]
-    )  # (rows, draws)
+    # Seeds are drawn as well, the same for all rows, so that the range covers both.
+    each = np.array([samples[id(row)] for row in static])  # (rows, seeds, draws)
+    count, draws = each.shape[1:]
+    chosen = np.random.default_rng(1).integers(count, size=(count, draws))
+    drawn = each[:, chosen, np.arange(draws)].mean(1)  # (rows, draws)
     ranks = (drawn[None] > drawn[:, None]).sum(1) + 1
     low, high = np.percentile(ranks, [2.5, 97.5], axis=1)
     for index, row in enumerate(static):

@@ -94,6 +94,13 @@ class LiveTrack(Protocol):
     def missing(self) -> Sequence[str]:
         """What this machine lacks to run the track, one phrase each."""
 
+    def notes(self) -> Sequence[str]:
+        """What stands under its table, one sentence each.
+
+        Such as what its judges reach on real data, or what a constant answer would score.
+        Asked once, when the models are there.
+        """
+
     # What follows is for tracks whose data and weights are the user's to bring, in a
     # folder called the root; ``mtk tracks prepare`` calls it, and :mod:`mtk.roots` helps.
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mtk.declare import TensorInfo
-from mtk.errors import MethodError
+from mtk.errors import MethodError, UsageError
 from mtk.randomness import stream
 from mtk.writing import layout, write_safetensors
 
@@ -72,7 +72,6 @@ class Progress:
         best, best_step: the best evaluation so far and when it was.
         waited: evaluations since.
         history: all of them, as (step, score).
-        scale: of the gradient scaler.
     """
 
     step: int = 0
@@ -80,7 +79,6 @@ class Progress:
     best_step: int = 0
     waited: int = 0
     history: list[tuple[int, float]] = field(default_factory=list)
-    scale: float = 0.0
 
     def note(self, score: float) -> bool:
         """Remember an evaluation; whether it is the best so far."""
@@ -98,6 +96,7 @@ def fit(
     regime: Regime,
     *,
     state: Path | None = None,
+    identity: str = "",
     report: Callable[[str, float], None] | None = None,
     evaluate: Callable[[], float] | None = None,
     schedule: Callable[[Optimizer], LRScheduler] | None = None,
@@ -111,6 +110,8 @@ def fit(
         regime: the numbers.
         state: file of the unfinished run; read if it is there, left behind at the end.
             A run without one cannot go on later.
+        identity: what the run starts from and learns from, such as a hash; a state of
+            another one is not used.
         report: told how far it is.
         evaluate: score, higher is better; before the first step and then regularly.
             Without it there is no early stopping, and the last values are kept.
@@ -120,7 +121,7 @@ def fit(
     Raises:
         MethodError: the loss is no number any more.
     """
-    run = _Run(parameters, regime, schedule)
+    run = _Run(parameters, regime, schedule, identity)
     if state is not None:
         run.resume(state)
     progress = run.progress
@@ -171,6 +172,18 @@ def seeded(seed: int, *names: object) -> Iterator[None]:
         yield
 
 
+def device_named(name: str) -> torch.device:
+    """A device that is there.
+
+    Raises:
+        UsageError: it is not.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"there is no device {name!r} here") from error
+
+
 def begun(state: Path) -> int:
     """Steps that an unfinished run has done; 0 where there is none."""
     from safetensors import SafetensorError, safe_open
@@ -190,11 +203,16 @@ class _Run:
         parameters: Mapping[str, torch.nn.Parameter],
         regime: Regime,
         schedule: Callable[[Optimizer], LRScheduler] | None,
+        identity: str,
     ) -> None:
         self._parameters, self._regime = dict(parameters), regime
+        self._identity = identity
         self.progress = Progress()
         self._best: dict[str, Tensor] = {}
-        on_gpu = next(iter(self._parameters.values())).device.type == "cuda"
+        device = next(iter(self._parameters.values())).device
+        on_gpu = device.type == "cuda"
+        # Where torch keeps its count of steps.
+        self._counter = device if on_gpu else torch.device("cpu")
         self._optimiser = torch.optim.AdamW(
             self._parameters.values(),
             lr=regime.rate,
@@ -264,7 +282,6 @@ class _Run:
 
     def save(self, state: Path) -> None:
         """Replace the state file; one tensor at a time comes from the device."""
-        self.progress.scale = float(self._scaler.get_scale()) if self._half else 0.0
         tensors = {_BEST + name: value for name, value in self._best.items()}
         for name, parameter in self._parameters.items():
             moments = self._optimiser.state[parameter]
@@ -286,11 +303,13 @@ class _Run:
         schedule = None if self._schedule is None else self._schedule.state_dict()
         return {
             "regime": asdict(self._regime),
+            "identity": self._identity,
             "progress": asdict(self.progress),
             "optimiser": {
                 key: value for key, value in group.items() if key != "params"
             },
             "schedule": schedule,
+            "scaler": self._scaler.state_dict(),
         }
 
     def resume(self, state: Path) -> None:
@@ -300,7 +319,8 @@ class _Run:
         try:
             with safe_open(state, framework="pt") as file:
                 meta = json.loads(file.metadata()[_META])
-                if meta["regime"] != asdict(self._regime):
+                own = [asdict(self._regime), self._identity]
+                if [meta["regime"], meta["identity"]] != own:
                     return
                 # A mapping, because it lacks the iterator that a dict has.
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -323,7 +343,7 @@ class _Run:
             for name, parameter in self._parameters.items():
                 parameter.copy_(tensors[_NOW + name])
                 self._optimiser.state[parameter] = {
-                    "step": torch.tensor(float(progress.step)),
+                    "step": torch.tensor(float(progress.step), device=self._counter),
                     **{k: v.to(parameter.device) for k, v in moments[name].items()},
                 }
         if self._schedule is not None:
@@ -334,7 +354,6 @@ class _Run:
             for name in self._parameters
             if _BEST + name in tensors
         }
-        if self._half and progress.scale:
-            state = {**self._scaler.state_dict(), "scale": progress.scale}
-            self._scaler.load_state_dict(state)
+        if self._half:
+            self._scaler.load_state_dict(meta["scaler"])
         self.progress = progress

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mtk.errors import MtkError, UsageError
-from mtk.parameters import suggestion
+from mtk.parameters import parse, suggestion
 from mtk.track_files import is_track_file
 from mtk_cli import render
 from mtk_cli.exits import ExitCode
@@ -105,18 +105,19 @@ def command(
         raise UsageError(
             f"the folder {root} does not exist; make it, and put data there"
         )
-    from mtk.roots import note_root
+    from mtk.roots import known_root, note_root, words
     from mtk_cli.progress import Reporter
 
     root = root.resolve()
     with Reporter(quiet=quiet) as report:
         report("starting", None)
+        _check_device(device)
         track, live, cache = _opened(name, seed, options)
         parts = live.parts(root)
         wanted = _wanted(parts, only)
-        note_root(cache, root)
         failures: dict[str, str] = {}
         if not dry_run:
+            note_root(cache, root)
             if download:
                 _download(live, root, parts, report, failures)
             if experts is not None:
@@ -136,16 +137,26 @@ def command(
         )
     else:
         _write(track, parts, failures)
+        more = words(seed, parse(options), {})
+        noted = known_root(cache) == root
+        render.note(_remark(parts, f"{track.name}{more}", noted=noted))
     if failures:
         return ExitCode.FAILED
     return ExitCode.NOTHING if lost else ExitCode.DONE
+
+
+def _check_device(name: str) -> None:
+    if name != "cpu":
+        from mtk.training import device_named
+
+        device_named(name)
 
 
 def _opened(name: str, seed: int, options: Sequence[str]) -> tuple[Track, Any, Path]:
     """The track, its live object, and its folder in the cache."""
     from mtk.loading import load, resolve
     from mtk.models import default_cache, folder_of
-    from mtk.parameters import complete, parse
+    from mtk.parameters import complete
 
     registry = load()
     if is_track_file(registry, name):
@@ -256,11 +267,18 @@ def _write(track: Track, parts: Sequence[Part], failures: dict[str, str]) -> Non
     render.table(COLUMNS, (track.name, rows))
     for name, message in failures.items():
         render.error(f"{name}: {message}")
+
+
+def _remark(parts: Sequence[Part], track: str, *, noted: bool) -> str:
+    """What to do next."""
     lost = sum(not p["there"] for p in parts)
     if lost:
-        render.note(f"{lost} of {len(parts)} parts are missing")
-    else:
-        render.note(f"everything is there; mtk bench --track {track.name}")
+        return f"{lost} of {len(parts)} parts are missing"
+    if not noted:
+        return (
+            "everything is there; without --dry-run the folder is noted for mtk bench"
+        )
+    return f"everything is there; mtk bench --track {track}"
 
 
 def _state(part: Part, failures: dict[str, str]) -> tuple[str, str]:
