@@ -118,3 +118,9 @@ def test_products_and_full_weights_merge_into_the_same_model(
     for other in (merged(whole, scale), merged([joined], 1.0)):
         for name, tensor in products.items():
             torch.testing.assert_close(other.tensors[name], tensor, msg=name)
+
+
+def test_the_judge_s_own_ceiling_is_told(track: Any) -> None:
+    (note,) = track.notes()
+    assert "joint 97.2" in note
+    assert track.ceiling()["all"]["joint"] == pytest.approx(0.972, abs=5e-4)

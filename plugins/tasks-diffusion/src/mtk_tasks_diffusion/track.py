@@ -175,6 +175,12 @@ class DigitsDiffusion:
 
         return judge.ceiling(self._judge)
 
+    def notes(self) -> list[str]:
+        """How often the judge is right at best, for the table."""
+        reached = self.ceiling()["all"]
+        shares = ", ".join(f"{name} {100 * v:.1f}" for name, v in reached.items())
+        return [f"The judge alone, on real test images, in %: {shares}."]
+
     @cached_property
     def _judge(self) -> Judge:
         from mtk_tasks_diffusion import judge

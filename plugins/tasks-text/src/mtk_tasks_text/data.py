@@ -2,7 +2,8 @@
 
 An item of a task is the same thing in every language (one pair of dates, one entity),
 and belongs to one split in all of them. Pre-training sees neither the dates and numbers
-of any split nor the answers of any task; it does see the names of all entities.
+of any split nor the answers of any task; it does see the names of all entities. The later
+day of a period is drawn freely, and may be a day of pre-training or of another split.
 """
 
 from __future__ import annotations
