@@ -8,6 +8,7 @@ import re
 import pytest
 
 from mtk.errors import UsageError
+from mtk.loading import load
 from mtk_tasks_lmeval import load_track
 from mtk_tasks_lmeval.spec import Source
 
@@ -122,62 +123,175 @@ def test_a_file_without_held_in_cells(tmp_path):
         load_track(tmp_path / "bad.toml")
 
 
+ITEM = '{"prompt": "p", "target": "red", "choices": ["red"]}'
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "not JSON"),
-        ("[1]", "a table with the texts prompt and target"),
-        ('{"prompt": "", "target": "a"}', "a table with the texts"),
-        ('{"prompt": "p", "target": "a", "choices": ["b"]}', "none of the choices"),
-        ('{"prompt": "p", "target": "a"}', "some items have choices"),
+        (b'{"prompt": "p"', "line 2: not JSON: Expecting ',' delimiter, column"),
+        (b"\xff", "line 2: not JSON"),
+        (b"[1]", "line 2: an item is a table with the texts prompt and target"),
+        (b'{"prompt": "p"}', "line 2: target is missing"),
+        (b'{"prompt": "", "target": "a"}', "line 2: prompt is empty"),
+        (b'{"prompt": "p", "target": 3}', "line 2: target is no text"),
+        (b'{"prompt": "\\ud800", "target": "a"}', "line 2: prompt is no text"),
+        (b'{"prompt": "p", "target": "a", "choices": ["b"]}', "none of the choices"),
+        (b'{"prompt": "p", "target": "a", "choices": ["a", 1]}', "no list of texts"),
+        (b'{"prompt": "p", "target": "a"}', "line 2: some items have choices"),
     ],
 )
-def test_bad_lines_of_data(place, written, tmp_path, line, message):
-    (place / "bad.jsonl").write_text(
-        '{"prompt": "p", "target": "red", "choices": ["red"]}\n' + line + "\n"
-    )
-    file = written(('"capitals.jsonl"', '"bad.jsonl"'))
-    live = load_track(file)[1](cache=tmp_path, seed=0, options={})
-    with pytest.raises(UsageError, match=message):
-        live.data("capitals", "test")
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        pytest.param(
-            ('task = "tiny_colours"', 'task = "tiny_colors"'),
-            "did you mean 'tiny_colours'",
-            marks=pytest.mark.slow,  # the harness reads its 14,000 task files
-        ),
-        (
-            ('metrics = ["acc", "acc_norm"]', 'metrics = ["bleu"]'),
-            "'bleu' is unknown",
-        ),
-        (
-            ('metrics = ["acc", "acc_norm"]', 'metrics = ["acc"]\nfilter = "x"'),
-            "no filter",
-        ),
+        ('"capitals.jsonl"', '"bad.jsonl"'),
+        ('"capitals.jsonl"', '"capitals.jsonl"\nvalidation = "bad.jsonl"'),
     ],
 )
-def test_what_only_the_harness_knows(place, written, tmp_path, change, message):
-    live = load_track(written(change))[1](cache=tmp_path, seed=0, options={})
-    model = live.build(place / "one")
+def test_bad_lines_of_data(place, written, change, line, message):
+    (place / "bad.jsonl").write_bytes(ITEM.encode() + b"\n" + line + b"\n")
     with pytest.raises(UsageError, match=re.escape(message)) as caught:
-        live.predict(model, "colour", live.data("colour", "test")["inputs"])
+        load_track(written(change))
+    assert "cell 'capitals'" in str(caught.value)
+    assert str(place / "bad.jsonl") in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 3
 
 
-def test_a_task_whose_data_are_on_the_hub_says_how_to_get_them(
-    place, written, tmp_path
+@pytest.mark.parametrize(
+    ("lines", "more", "message"),
+    [
+        (0, "", "has no items"),
+        (1, "", "no items for test, of 1 in all"),
+        (3, "validation = 0.9", "no items for test, of 3 in all"),
+        (9, "limit = 1", "no items for test, of 1 in all"),
+    ],
+)
+def test_too_few_items(place, written, lines, more, message):
+    (place / "few.jsonl").write_text((ITEM + "\n") * lines)
+    with pytest.raises(UsageError, match=message):
+        load_track(written(('"capitals.jsonl"', f'"few.jsonl"\n{more}')))
+
+
+TASK_FILE = """
+task: mine
+dataset_path: {path}
+dataset_kwargs: {{data_files: {{test: {file}}}, cache_dir: {cache}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: {text}
+doc_to_choice: {choices}
+doc_to_target: "{{{{answer}}}}"
+"""
+GIVEN = {"path": "json", "text": "x", "choices": "[red, green, blue]"}
+MINE = ('task = "tiny_colours"', 'task = "mine"')
+
+
+@pytest.mark.parametrize(
+    ("given", "change", "messages"),
+    [
+        pytest.param(
+            {},
+            ('task = "tiny_colours"', 'task = "tiny_colors"'),
+            ["no task 'tiny_colors'; did you mean 'tiny_colours'", "include_path"],
+            marks=pytest.mark.slow,  # the harness reads its 14,000 task files
+        ),
+        pytest.param(
+            {"text": "[x"},
+            MINE,
+            ["no task 'mine'", "mine.yaml, line 8: not read, as it is no YAML"],
+            marks=pytest.mark.slow,
+        ),
+        (
+            {},
+            ('"acc", "acc_norm"]', '"acc_norn"]'),
+            ["'acc_norn' is unknown; did you mean 'acc_norm'", ": acc, acc_norm"],
+        ),
+        ({}, ('"acc", "acc_norm"]', '"acc"]\nfilter = "x"'), ["no filter 'x'", "none"]),
+        (
+            {},
+            ('"acc", "acc_norm"]', '"acc", "f1"]\nvalidation = "tiny_words"'),
+            ["'f1' is unknown"],
+        ),
+        (
+            {},
+            ('"acc", "acc_norm"]', '"acc"]\nvalidation = "tiny_words"'),
+            ["'acc' is unknown", "Metrics of 'tiny_words': exact_match"],
+        ),
+        ({}, ("limit = 7", "limit = 1\nvalidation = 0.5"), ["no items for test"]),
+        ({"path": "nobody/nothing"}, MINE, ["Couldn't reach", "download = true"]),
+        ({"file": "gone.jsonl"}, MINE, ["FileNotFoundError", "you run mtk in"]),
+        ({"text": '"{{quesion}}"'}, MINE, ["'quesion' is undefined"]),
+        ({"file": "broken.jsonl"}, MINE, ["'mine' could not be loaded", "parse"]),
+        ({"choices": "[red]"}, MINE, ["item 1 has no right answer"]),
+    ],
+)
+def test_what_only_the_harness_knows(
+    place, written, tmp_path, capfd, given, change, messages
 ):
+    values = GIVEN | {"file": place / "questions.jsonl", "cache": tmp_path} | given
+    (place / "broken.jsonl").write_text("{")
+    if values["file"] == "broken.jsonl":
+        values["file"] = place / "broken.jsonl"
+    task = place / "tasks" / "mine.yaml"
+    task.write_text(TASK_FILE.format(**values))
+    live = load_track(written(change))[1](cache=tmp_path, seed=0, options={})
+    try:
+        with pytest.raises(UsageError) as caught:
+            live.prepare(lambda *_: None)
+    finally:
+        task.unlink()
+    text = str(caught.value)
+    assert [message for message in messages if message not in text] == [], text
+    assert "cell '" in text
+    assert len(text.splitlines()) <= 3
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "metric", ["joint_accuracy", "kid", "lm_acc", "base_similarity"]
+)
+def test_metrics_that_take_no_texts(written, tmp_path, metric):
+    names = {provided.item.name for provided in load().metrics}
+    if "chrf" not in names:
+        pytest.skip("the metrics of texts are not installed")
+    file = written(('"capitals.jsonl"', f'"capitals.jsonl"\nmetrics = ["{metric}"]'))
+    live = load_track(file)[1](cache=tmp_path, seed=0, options={})
+    with pytest.raises(UsageError) as caught:
+        live.prepare(lambda *_: None)
+    text = str(caught.value)
+    assert f"cell 'capitals': the metric '{metric}' does not score texts" in text
+    assert text.endswith("Metrics that do: accuracy, chrf, exact_match")
+    assert len(text.splitlines()) == 3
+
+
+def test_data_that_may_be_fetched_and_cannot_be(place, written, tmp_path):
     (place / "tasks" / "far.yaml").write_text(
         "task: far\ndataset_path: nobody/nothing\ntest_split: test\n"
         "output_type: multiple_choice\ndoc_to_text: x\ndoc_to_choice: [a]\n"
         "doc_to_target: 0\n"
     )
-    file = written(('task = "tiny_colours"', 'task = "far"'))
+    file = written(
+        ('task = "tiny_colours"', 'task = "far"'),
+        ('base = "base"', 'base = "base"\ndownload = true'),
+    )
     live = load_track(file)[1](cache=tmp_path, seed=0, options={})
-    live.build(place / "one")
-    with pytest.raises(UsageError, match="download = true"):
-        live.data("colour", "test")
+    with pytest.raises(UsageError, match="within reach"):
+        live.prepare(lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ('base = "base"', 'base = "base"\nchat_template = true'),
+            "chat_template is true, and .*base has none",
+        ),
+        (('base = "base"', 'base = "base"\ntokenizer = "tasks"'), "no tokenizer"),
+        (('base = "base"', 'base = "tasks"'), "no language model"),
+    ],
+)
+def test_models_that_cannot_answer(written, tmp_path, change, message):
+    live = load_track(written(change))[1](cache=tmp_path, seed=0, options={})
+    with pytest.raises(UsageError, match=message) as caught:
+        live.prepare(lambda *_: None)
+    assert len(str(caught.value).splitlines()) <= 3

@@ -10,10 +10,12 @@ import contextlib
 import io
 import logging
 import random
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import yaml
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
@@ -59,10 +61,9 @@ def load_task(spec: Spec, cell: Cell, source: Source) -> Any:
         with quietly(), network(allowed=spec.download):
             loaded = manager.load([given])["tasks"]
     except Exception as error:
-        more = "" if spec.download else "\nAdd download = true to fetch its data"
         raise UsageError(
             f"{where}: the task {source.label!r} could not be loaded\n"
-            f"{type(error).__name__}: {first_line(error)}{more}"
+            f"{_why(error, download=spec.download)}"
         ) from error
     if len(loaded) != 1:
         raise UsageError(
@@ -73,22 +74,64 @@ def load_task(spec: Spec, cell: Cell, source: Source) -> Any:
     return task
 
 
+def _why(error: Exception, *, download: bool) -> str:
+    """What was raised, and what to do about it where that is known."""
+    if type(error).__name__ == "DatasetGenerationError" and error.__cause__:
+        return f"{type(error.__cause__).__name__}: {first_line(error.__cause__)}"
+    said = f"{type(error).__name__}: {first_line(error)}"
+    far = isinstance(error, ConnectionError) or "find cache" in said
+    if far and not download:
+        return f"{said}\nIts data are not on this machine; add download = true to fetch"
+    if far:
+        return f"{said}\nIs that its name, and is the Hub within reach?"
+    if isinstance(error, FileNotFoundError):
+        return f"{said}\nPaths in task files are read from the folder you run mtk in"
+    return said
+
+
 def _manager(cell: Cell, name: str, where: str) -> TaskManager:
-    """An index that knows the task; that of all the harness's own takes seconds."""
-    folders = [str(folder) for folder in cell.include]
+    """An index that knows the task; the folders of the user's come first."""
+    known: list[str] = []
+    if cell.include:
+        with quietly():
+            manager = TaskManager(
+                include_path=[str(folder) for folder in cell.include],
+                include_defaults=False,
+            )
+        if name in manager.all_tasks:
+            return manager
+        known += manager.all_tasks
+    broken = _broken(cell)
+    shipped = _shipped()
+    if name in shipped.all_tasks:
+        return shipped
+    close = suggestion(name, [*known, *shipped.all_tasks])
+    raise UsageError(
+        f"{where}: lm-evaluation-harness has no task {name!r}{close}\n"
+        f"{broken or 'A task file of your own is found through include_path'}"
+    )
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> TaskManager:
+    """The index of all the harness's own tasks, which takes seconds."""
     with quietly():
-        if folders:
-            manager = TaskManager(include_path=folders, include_defaults=False)
-            if name in manager.all_tasks:
-                return manager
-        manager = TaskManager(include_path=folders or None)
-    if name not in manager.all_tasks:
-        close = suggestion(name, manager.all_tasks)
-        raise UsageError(
-            f"{where}: lm-evaluation-harness has no task {name!r}{close}\n"
-            "A task file of your own is found through include_path"
-        )
-    return manager
+        return TaskManager()
+
+
+def _broken(cell: Cell) -> str:
+    """A task file of the user's that the harness passes over, because it is no YAML."""
+    for folder in cell.include:
+        for file in sorted(folder.rglob("*.yaml")):
+            try:
+                for _ in yaml.parse(file.read_bytes()):  # its grammar only
+                    pass
+            except (OSError, yaml.YAMLError) as error:
+                mark = getattr(error, "problem_mark", None)
+                place = f"{file}, line {mark.line + 1}" if mark else str(file)
+                why = getattr(error, "problem", None) or first_line(error)
+                return f"{place}: not read, as it is no YAML: {why}"
+    return ""
 
 
 def count(task: Any) -> int:
@@ -212,14 +255,17 @@ def same_randomness() -> Iterator[None]:
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
     """Without the harness's progress bars, and without advice for its command line."""
-    logger = logging.getLogger("lm_eval")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    # What datasets logs as an error is raised as well.
+    loggers = {"lm_eval": logging.ERROR, "datasets": logging.CRITICAL}
+    before = {name: logging.getLogger(name).level for name in loggers}
+    for name, level in loggers.items():
+        logging.getLogger(name).setLevel(level)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        logger.setLevel(before)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 @contextlib.contextmanager

@@ -14,44 +14,70 @@ if TYPE_CHECKING:
     from mtk_tasks_lmeval.spec import Cell
 
 MOST_LINES = 1_000_000
+_KEYS = ("prompt", "target")
+_ITEM = "an item is a table with the texts prompt and target"
 
 
 def rows(file: Path, where: str) -> list[dict[str, Any]]:
     """The items of a JSONL file: prompt, target, and choices for all or for none."""
     found: list[dict[str, Any]] = []
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            place = f"{where}: {file}, line {number}"
-            if number > MOST_LINES:
-                raise UsageError(f"{place}: more than {MOST_LINES} lines")
-            found.append(_row(line, place))
+    try:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                place = f"{where}: {file}, line {number}"
+                if number > MOST_LINES:
+                    raise UsageError(f"{place}: more than {MOST_LINES} lines")
+                found.append(_row(line, place))
+                if ("choices" in found[0]) != ("choices" in found[-1]):
+                    raise UsageError(
+                        f"{place}: some items have choices and some have none\n"
+                        "Give choices in all lines, or in none"
+                    )
+    except OSError as error:
+        raise UsageError(f"{where}: {file}: {first_line(error)}") from error
     if not found:
         raise UsageError(f"{where}: {file} has no items")
-    if len({"choices" in row for row in found}) > 1:
-        raise UsageError(f"{where}: {file}: some items have choices and some have none")
     return found
 
 
-def _row(line: str, place: str) -> dict[str, Any]:
+def _row(line: bytes, place: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8"))
+    except json.JSONDecodeError as error:
+        why = f"{error.msg}, column {error.pos + 1}"
+        raise UsageError(f"{place}: not JSON: {why}") from error
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{place}: not JSON: {first_line(error)}") from error
-    texts = isinstance(row, dict) and all(
-        isinstance(row.get(key), str) for key in ("prompt", "target")
-    )
-    if not texts or not row["prompt"]:
-        raise UsageError(
-            f"{place}: an item is a table with the texts prompt and target"
-        )
+    if not isinstance(row, dict):
+        raise UsageError(f"{place}: {_ITEM}")
+    for key in _KEYS:
+        if key not in row:
+            raise UsageError(f"{place}: {key} is missing\n{_ITEM.capitalize()}")
+        if not _is_text(row[key]) or not (row[key] or key == "target"):
+            what = "empty" if row[key] == "" else "no text"
+            raise UsageError(f"{place}: {key} is {what}\n{_ITEM.capitalize()}")
+    item = {key: row[key] for key in _KEYS}
     choices = row.get("choices")
     if choices is None:
-        return {"prompt": row["prompt"], "target": row["target"]}
-    if not isinstance(choices, list) or row["target"] not in choices:
+        return item
+    if not isinstance(choices, list) or not all(map(_is_text, choices)):
+        raise UsageError(f"{place}: choices is no list of texts")
+    if row["target"] not in choices:
         raise UsageError(f"{place}: target is none of the choices")
-    return {"prompt": row["prompt"], "target": row["target"], "choices": choices}
+    return item | {"choices": choices}
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is a text that UTF-8 can hold; JSON may escape half a character."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def own_task(cell: Cell, file: Path, where: str) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mtk.errors import UsageError, first_line
-from mtk_tasks_lmeval import harness, jsonl, tensors
+from mtk_tasks_lmeval import harness, jsonl, splits, tensors
 from mtk_tasks_lmeval.entries import HUB
-from mtk_tasks_lmeval.metrics import RANKING
-from mtk_tasks_lmeval.spec import Source
+from mtk_tasks_lmeval.metrics import scores_of
+from mtk_tasks_lmeval.rehearsal import rehearse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -55,24 +55,33 @@ class FileTrack:
         ]
 
     def prepare(self, report: Callable[[str, float], None]) -> dict[str, Any]:
-        """Find the models; those with a Hub address are downloaded, if need be.
+        """Try every cell once, then find the models; some are downloaded, if need be.
 
         Returns:
             ``base``, ``experts`` in the order of the held-in cells, and ``multitask``,
             which is None where the file names none.
+
+        Raises:
+            UsageError: a model, a task, a metric or an item is not as it should be.
         """
+        spec = self._spec
         absent = self.missing()
         if absent:
             raise UsageError(
-                f"{self._spec.path}: {len(absent)} models are missing, first:\n{absent[0]}"
+                f"{spec.path}: {len(absent)} models are missing, first:\n{absent[0]}"
             )
         found: dict[str, Path] = {}
         models = self._models()
-        for number, (what, path) in enumerate(models):
-            report(what, number / len(models))
+        steps = len(spec.cells) + len(models)
+        for number, cell in enumerate(spec.cells):
+            report(f"checking {cell.name}", number / steps)
+            rehearse(spec, self._task, cell)
+        for number, (what, path) in enumerate(models, len(spec.cells)):
+            report(what, number / steps)
             found[path] = self._local(path)
+        _config(found[spec.base])
+        self._check_tokenizer(found[spec.tokenizer or spec.base])
         report("models found", 1.0)
-        spec = self._spec
         return {
             "base": found[spec.base],
             "experts": [
@@ -83,19 +92,13 @@ class FileTrack:
 
     def build(self, path: Path) -> nn.Module:
         """The model at a path, by transformers' own classes; no code of its folder runs."""
-        from transformers import (
-            AutoConfig,
-            AutoModelForCausalLM,
-            AutoModelForSeq2SeqLM,
-        )
+        from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+        config = _config(path)
+        auto: Any = (
+            AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        )
         try:
-            config = AutoConfig.from_pretrained(path, local_files_only=True)
-            auto: Any = (
-                AutoModelForSeq2SeqLM
-                if config.is_encoder_decoder
-                else AutoModelForCausalLM
-            )
             with harness.quietly():
                 model, info = auto.from_pretrained(
                     path,
@@ -106,10 +109,7 @@ class FileTrack:
                     output_loading_info=True,
                 )
         except (OSError, ValueError, KeyError) as error:
-            raise UsageError(
-                f"{path} is no language model that transformers builds\n"
-                f"{first_line(error)}"
-            ) from error
+            raise _no_model(path, error) from error
         lost = sorted(info["missing_keys"])
         if lost:  # transformers would draw them at random
             raise UsageError(f"{path}: the tensor {lost[0]!r} is missing")
@@ -125,10 +125,12 @@ class FileTrack:
             ``labels``: the right answers' texts; ``ids``: numbers of the items.
         """
         cell = self._spec.cell(task)
-        part, places = self._places(cell, split)
-        source = self._source(cell, part)
+        part = splits.part_of(cell, split)
+        given = self._task(cell, part)
+        places = splits.places(cell, harness.count(given), split, self._where(cell))
+        source = splits.source_of(cell, part)
         lm = self._lm(self._any_model())
-        pairs = harness.requests(self._spec, cell, self._task(cell, part), lm, places)
+        pairs = harness.requests(self._spec, cell, given, lm, places)
         encoded = tensors.encode(lm, pairs)
         first = _name_number(cell.items if not part else source.label) * _PLACES
         return {
@@ -176,6 +178,7 @@ class FileTrack:
         places, parts = inputs["place"].tolist(), inputs["part"].tolist()
         found: dict[tuple[int, int], Any] = {}
         for part in sorted(set(parts)):
+            label = splits.source_of(cell, part).label
             of_part = [p for p, q in zip(places, parts, strict=True) if q == part]
             logged = harness.samples(
                 self._spec, cell, lm, self._task(cell, part), sorted(set(of_part))
@@ -184,58 +187,27 @@ class FileTrack:
                 found[part, sample["doc_id"]] = (
                     jsonl.answer(cell, sample)
                     if cell.source.data
-                    else self._scores(cell, sample)
+                    else scores_of(cell, sample, label, self._where(cell))
                 )
         return [found[part, place] for part, place in zip(parts, places, strict=True)]
 
-    def _scores(self, cell: Cell, sample: Mapping[str, Any]) -> dict[str, float]:
-        """One item's scores by name, and the one that ranks."""
-        scores: dict[str, float] = {}
-        for name in cell.metrics:
-            value: Any = sample.get(name)
-            if not isinstance(value, int | float) and not hasattr(value, "__float__"):
-                known = ", ".join(sample["metrics"])
-                what = "gives no number per item" if name in sample else "is unknown"
-                raise UsageError(
-                    f"{self._spec.path}: cell {cell.name!r}: {name!r} {what}\n"
-                    f"Metrics of {cell.source.task!r}: {known}"
-                )
-            scores[name] = float(value)
-        return scores | {RANKING: scores[cell.metrics[0]]}
-
-    def _places(self, cell: Cell, split: str) -> tuple[int, list[int]]:
-        """Which source a split comes from (1 is that of validation), and which items."""
-        where = f"{self._spec.path}: cell {cell.name!r}"
-        if split == "train":
-            raise UsageError(f"{where}: a track from a file has no training items")
-        apart = isinstance(cell.validation, Source)
-        part = int(apart and split == "validation")
-        everything = range(self._count(cell, part))[: cell.limit]
-        if isinstance(cell.validation, Source):
-            return part, list(everything)
-        aside = _set_aside(cell, len(everything), cell.validation)
-        chosen = [p for p in everything if (p in aside) == (split == "validation")]
-        if not chosen:
-            raise UsageError(
-                f"{where}: no items for {split}, of {len(everything)} in all\n"
-                "Change validation, a share of the items, or give other items for it"
-            )
-        return part, chosen
-
-    def _count(self, cell: Cell, part: int) -> int:
-        return harness.count(self._task(cell, part))
-
-    def _source(self, cell: Cell, part: int) -> Source:
-        if part and isinstance(cell.validation, Source):
-            return cell.validation
-        return cell.source
+    def _where(self, cell: Cell) -> str:
+        return f"{self._spec.path}: cell {cell.name!r}"
 
     def _task(self, cell: Cell, part: int) -> Any:
-        source = self._source(cell, part)
+        source = splits.source_of(cell, part)
         key = cell.name, source.label
         if key not in self._tasks:
             self._tasks[key] = harness.load_task(self._spec, cell, source)
         return self._tasks[key]
+
+    def _check_tokenizer(self, folder: Path) -> None:
+        template = _tokenizer(folder).chat_template
+        if self._spec.chat_template and not template:
+            raise UsageError(
+                f"{self._spec.path}: chat_template is true, and {folder} has none\n"
+                "Name a folder whose tokenizer has one: tokenizer = 'PATH'"
+            )
 
     def _models(self) -> list[tuple[str, str]]:
         """All models of the file: what each is for, and its path or address."""
@@ -276,19 +248,25 @@ class FileTrack:
         return self._wrapped[1]
 
 
-def _set_aside(cell: Cell, total: int, share: float) -> frozenset[int]:
-    """Places of the validation items: the same in all cells that share their items."""
-    order = sorted(
-        range(total),
-        key=lambda place: hashlib.sha256(f"{cell.items}\0{place}".encode()).digest(),
-    )
-    least = 1 if share else 0
-    return frozenset(order[: max(round(share * total), least)])
-
-
 @lru_cache(maxsize=256)
 def _name_number(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % _NAMES
+
+
+def _config(path: Path) -> Any:
+    """What transformers knows of a model."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise _no_model(path, error) from error
+
+
+def _no_model(path: Path, error: Exception) -> UsageError:
+    return UsageError(
+        f"{path} is no language model that transformers builds\n{first_line(error)}"
+    )
 
 
 @lru_cache(maxsize=4)

@@ -6,10 +6,15 @@ A prediction is a table: the harness's name of a metric -> the item's score, and
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from mtk.errors import UsageError
+from mtk.parameters import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from mtk_tasks_lmeval.spec import Cell
 
 RANKING = "score"
 # Metrics of the harness that are one number per item and better when higher.
@@ -54,3 +59,26 @@ def pick(
     """One score per item, as the harness gave it."""
     pairs = zip(predictions, references, strict=True)
     return [prediction[name] for prediction, _ in pairs]
+
+
+def scores_of(
+    cell: Cell, sample: Mapping[str, Any], label: str, where: str
+) -> dict[str, float]:
+    """One item's scores by name, and the one that ranks.
+
+    Raises:
+        UsageError: the task has no such metric, or it is no number of an item.
+    """
+    scores: dict[str, float] = {}
+    known = sample["metrics"]
+    for name in cell.metrics:
+        value: Any = sample[name] if name in known else None
+        if not isinstance(value, int | float) and not hasattr(value, "__float__"):
+            what = "gives no number per item" if name in known else "is unknown"
+            close = "" if name in known else suggestion(name, known)
+            raise UsageError(
+                f"{where}: {name!r} {what}{close}\n"
+                f"Metrics of {label!r}: {', '.join(known)}"
+            )
+        scores[name] = float(value)
+    return scores | {RANKING: scores[cell.metrics[0]]}

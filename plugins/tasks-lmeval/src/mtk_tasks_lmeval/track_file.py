@@ -1,7 +1,8 @@
 """A track from a TOML file, without Python. ``docs/how-to/bring-your-own-track.md``.
 
-The file is read strictly: a key that is not known is an error, and so is a file that a
-cell names and that is not there. Paths are relative to the file. No torch is imported.
+The file is read strictly: a key that is not known is an error, and so is a JSONL file
+that is not there or has a line that is no item. Paths are relative to the file. What only
+the harness knows is asked later (:mod:`mtk_tasks_lmeval.rehearsal`). No torch is imported.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from mtk.loading import resolve
 from mtk_tasks_lmeval.entries import read_spec
 from mtk_tasks_lmeval.metrics import metric_name
 from mtk_tasks_lmeval.spec import Source
+from mtk_tasks_lmeval.splits import check_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -54,11 +56,12 @@ def load_track(path: Path | str) -> tuple[mtk.Track, Target]:
         it gives a :class:`mtk.tracks.LiveTrack`.
 
     Raises:
-        UsageError: whatever is wrong in the file, in at most three lines.
+        UsageError: what is wrong in the file or its JSONL files, in at most three lines.
     """
     path = Path(path)
     table = _table(path)
     spec = read_spec(table, path, version="")
+    check_data(spec)
     spec = replace(spec, version=_version(table, spec))
     target = Target(spec)
     try:
@@ -118,7 +121,10 @@ def _version(table: Mapping[str, Any], spec: Spec) -> str:
     said = {key: table[key] for key in table if key not in _WITHOUT_EFFECT}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode())
     for file in sorted({file for cell in spec.cells for file in _files(cell)}):
-        digest.update(file.read_bytes())
+        try:
+            digest.update(file.read_bytes())
+        except OSError as error:
+            raise UsageError(f"{spec.path}: {file}: {first_line(error)}") from error
     return digest.hexdigest()[:12]
 
 
@@ -129,4 +135,4 @@ def _files(cell: Cell) -> Iterator[Path]:
             yield source.data
     for folder in cell.include:
         for suffix in (".yaml", ".yml", ".py", ".jsonl", ".json"):
-            yield from folder.rglob(f"*{suffix}")
+            yield from filter(Path.is_file, folder.rglob(f"*{suffix}"))
