@@ -109,12 +109,13 @@ def low_counts(
 
 
 def _inside(bits: Tensor, start: int) -> Tensor:
-    """Low bits of the patterns from ``start`` to the end of its bin."""
+    """Low bits of the patterns from ``start`` to the end of its bin; changes ``bits``."""
     if bits.device.type != "cpu":
         return bits[bits >> LOW_BITS == start >> LOW_BITS] - start
     # Below the bin the difference wraps to a large number. numpy picks out the few that
     # are inside several times faster.
-    offsets = bits.numpy().view(np.uint32) - np.uint32(start)
+    offsets = bits.numpy().view(np.uint32)
+    np.subtract(offsets, np.uint32(start), out=offsets)
     return torch.from_numpy(offsets[offsets < LOW_BINS].view(np.int32))
 
 
