@@ -112,6 +112,8 @@ def test_a_bench(root, tmp_path):
     records = {record["name"]: record for record in result.records}
     assert set(records["mean"]["scores"]) == set(CELLS)
     assert records["with_statistics"]["scores"] == records["mean"]["scores"]
+    assert len(result.notes) == 3
+    assert "answerability-ko 50.0 (yes)" in result.notes[2]
     found = records["mean"]["metrics"]["qa-th"]
     assert set(found) == {"squad_mean", "squad_em", "squad_f1"}
 

@@ -7,10 +7,13 @@ from dataclasses import replace
 
 import pytest
 
+from mtk.errors import UsageError
+from mtk_tasks_crosslingual import download
 from mtk_tasks_crosslingual.cells import CELLS, Cuts
 from mtk_tasks_crosslingual.download import Address, address, lines, load
 from mtk_tasks_crosslingual.layouts import rows
 from mtk_tasks_crosslingual.sets import examples, set_of
+from mtk_tasks_crosslingual.track import CrosslingualMt5
 
 SMALL = Cuts(held_back=2, wiki_validation=2, wiki_test=2, xquad_validation=4)
 
@@ -98,3 +101,21 @@ def test_a_pattern_of_tables_gives_the_rows_that_are_read(filled, tmp_path, data
         files=str(tmp_path / "xlwic_de_de" / "test" / "*.parquet"),
     )
     assert [json.loads(line) for line in lines(load(where), None)] == plain
+
+
+def test_a_host_that_does_not_answer_is_named_once(tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(download, "_HOST", download._Host())
+    track = CrosslingualMt5(cache=tmp_path, seed=0, options={})
+    with pytest.raises(UsageError) as first:
+        track.fetch(tmp_path, "base", lambda *_: None)
+    assert str(first.value).startswith("http://127.0.0.1:1 could not be reached: ")
+    assert "Nothing was lost" in str(first.value)
+    for name in ("base", "squad/train", "tydiqa/train"):
+        with pytest.raises(UsageError) as later:
+            track.fetch(tmp_path, name, lambda *_: None)
+        said = "not tried, for the same reason"
+        assert str(later.value) == said
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -42,6 +42,21 @@ def cache(tmp_path, root):
     return tmp_path / "cache"
 
 
+@pytest.fixture(scope="session")
+def pipeline(miniature, tmp_path_factory):
+    """A folder in the layout of Stable Diffusion 2.1, random and tiny."""
+    folder = tmp_path_factory.mktemp("sd") / "pipeline"
+    miniature.put_pipeline(folder)
+    return folder
+
+
+@pytest.fixture
+def sd_root(root, pipeline):
+    """Data, CLIP and Stable Diffusion."""
+    shutil.copytree(pipeline, root / "stable-diffusion-2-1")
+    return root
+
+
 def ignore(message, fraction=None):
     """A report that nobody reads."""
 

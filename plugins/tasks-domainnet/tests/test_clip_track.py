@@ -76,11 +76,19 @@ def test_images_are_what_open_clips_evaluation_transform_gives(track, root):
 
 def test_stored_images_are_used_again_and_follow_the_list(track, root):
     first = track.data("real-tool", "test")["inputs"].clone()
-    for file in (root / "real").rglob("*.jpg"):
-        file.unlink()
+    (stored,) = (root / "mtk" / "pixels").iterdir()
+    before = stored.stat().st_mtime_ns
     assert torch.equal(track.data("real-tool", "test")["inputs"], first)
+    assert stored.stat().st_mtime_ns == before
+    image = clip_data.ClipData(root, track.grid, "raw").images("real-tool", "test")[3]
+    with Image.open(root / image.path) as picture:
+        black = Image.new("RGB", picture.size)
+    black.save(root / image.path)
+    second = track.data("real-tool", "test")["inputs"]
+    assert [n for n in range(8) if not torch.equal(first[n], second[n])] == [3]
+    (root / image.path).unlink()
     with pytest.raises(UsageError, match="could not be read"):
-        track.data("real-tool", "validation")
+        track.data("real-tool", "test")
     assert not list((root / "mtk" / "pixels").glob("*.partial"))
 
 
@@ -305,7 +313,7 @@ def test_lists_of_another_length_than_the_official_are_not_taken(root):
     ).parts(root)}  # fmt: skip
     assert "30 lines, not 33,525" in parts["lists"]["note"]
     assert not parts["lists"]["there"]
-    assert parts["images/real"]["note"] == "a folder"  # not looked into without lists
+    assert "unchecked without the lists" in parts["images/real"]["note"]
 
 
 def test_lists_and_grid_must_speak_of_the_same_classes(cache, mini, regime, root):

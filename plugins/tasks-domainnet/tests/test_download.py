@@ -60,3 +60,21 @@ def test_what_the_hub_does_not_give_leaves_nothing(tmp_path, mini, quiet, monkey
         with pytest.raises(UsageError, match="could not be had"):
             track.fetch(tmp_path, name, quiet)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_host_that_does_not_answer_is_named_once(tmp_path, quiet, mini, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(download, "_HOST", download._Host())
+    track = DomainNetClip(cache=tmp_path, seed=0, options={}, grid=mini)
+    with pytest.raises(UsageError) as first:
+        track.fetch(tmp_path, "weights", quiet)
+    assert str(first.value).startswith("http://127.0.0.1:1 could not be reached: ")
+    assert "Nothing was lost" in str(first.value)
+    for name in ("weights", "lists"):
+        with pytest.raises(UsageError) as later:
+            track.fetch(tmp_path, name, quiet)
+        said = "not tried, for the same reason"
+        assert str(later.value) == said
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -32,20 +32,6 @@ pytest.importorskip("transformers")
 OPTIONS = {"images": 4, "steps": 2, "guidance": 2.0}
 
 
-@pytest.fixture(scope="session")
-def pipeline(miniature, tmp_path_factory):
-    """A folder in the layout of Stable Diffusion 2.1, random and tiny."""
-    folder = tmp_path_factory.mktemp("sd") / "pipeline"
-    miniature.put_pipeline(folder)
-    return folder
-
-
-@pytest.fixture
-def sd_root(root, pipeline):
-    shutil.copytree(pipeline, root / sd21_data.FOLDER)
-    return root
-
-
 @pytest.fixture
 def track(cache, sd_root, mini, regime):
     return make_track(cache, mini, regime)

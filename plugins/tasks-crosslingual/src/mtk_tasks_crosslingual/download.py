@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     Report = Callable[[str, float], None]
 
+_MINUTE, _PATIENCE = 60.0, 10.0  # seconds
 # Converted from the JAX checkpoint by a third party; at this commit with safetensors.
 BASE_REPO = "DKYoon/mt5-xl-lm-adapt"
 BASE_COMMIT = "928510c9ef66c075e1cdfebe82a66a2ff3b9bdde"
@@ -129,13 +131,45 @@ def _library(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise UsageError(
-            f"--download needs {name}, which is not installed\n"
+            f"--download needs {name.partition('.')[0]}, which is not installed\n"
             'pip install "mtk-tasks-crosslingual[download]"'
         ) from error
 
 
+class _Host:
+    """The Hub's address, asked once in a while whether anybody answers there.
+
+    Its clients try every file several times, and say so in lines of their own.
+    """
+
+    def __init__(self) -> None:
+        self._silent_at = -_MINUTE
+
+    def check(self, instead: str) -> None:
+        """Refuse to begin where nobody answers, and for a minute after that."""
+        constants = _library("huggingface_hub.constants")
+        if constants.HF_HUB_OFFLINE:
+            return  # the clients look into their caches, and try nothing else
+        address = constants.ENDPOINT
+        if time.monotonic() - self._silent_at < _MINUTE:
+            raise UsageError("not tried, for the same reason")
+        try:
+            session = _library("huggingface_hub.utils").get_session()
+            session.head(address, timeout=_PATIENCE)
+        except Exception as error:  # whatever the Hub's client raises
+            self._silent_at = time.monotonic()
+            raise UsageError(
+                f"{address} could not be reached: {first_line(error)}\n"
+                f"Nothing was lost, and no other file is tried now. {instead}"
+            ) from error
+
+
+_HOST = _Host()
+
+
 @contextmanager
 def _explained(what: str, instead: str) -> Iterator[None]:
+    _HOST.check(instead)
     try:
         yield
     except UsageError:

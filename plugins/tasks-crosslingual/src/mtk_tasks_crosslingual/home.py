@@ -8,40 +8,68 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from mtk.roots import Part, model_part, part
+from mtk.roots import Part, model_part, part, sampled_hash
+from mtk_tasks_crosslingual import checking
 from mtk_tasks_crosslingual.cells import CELLS, HELD_IN, MULTITASK, SPLITS
 from mtk_tasks_crosslingual.layouts import place
 from mtk_tasks_crosslingual.sets import set_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from mtk_tasks_crosslingual.cells import Cuts
 
 NAME = "crosslingual-mt5"
 BASE = "base"
 _INDEX = "model.safetensors.index.json"
 
 
-def parts(root: Path, made: Path, steps: int) -> list[Part]:
+def parts(
+    root: Path, made: Path, steps: int, cuts: Cuts, *, quick: bool = False
+) -> list[Part]:
     """Everything that must be there, in the order in which it is to be got.
 
     Args:
         root: the user's folder.
         made: where the track keeps the models that it makes.
         steps: of a training run, at most.
+        cuts: where splits end.
+        quick: whether not to look into the data.
     """
-    found = [_weights(root), *_data(root)]
+    found = [_weights(root), *_data(root, cuts, quick=quick)]
+    base = base_hash(root)
     lost = {p["name"] for p in found if not p["there"]}
     for name in (*HELD_IN, MULTITASK):
         needed = {BASE} | {
             f"{set_of(cell).folder}/{file}"
             for cell in (HELD_IN if name == MULTITASK else (name,))
-            for file in _files(cell, ("train", "validation"))
+            for file in checking.files_of(cell, ("train", "validation"))
         }
-        kind = MULTITASK if name == MULTITASK else "expert"
-        ready = not needed & lost
-        found.append(model_part(made / name, name, kind=kind, ready=ready, steps=steps))
+        found.append(
+            model_part(
+                made / name,
+                name,
+                kind=MULTITASK if name == MULTITASK else "expert",
+                ready=not needed & lost,
+                steps=steps,
+                base=base,
+            )
+        )
     return found
+
+
+def base_hash(root: Path, *more: str) -> str:
+    """What tells the base's weights, and more of its files, from others."""
+    try:
+        files = [root / BASE / name for name in more]
+        return sampled_hash([*files, *_shards(root / BASE)])
+    except OSError:
+        return ""
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
 
 
 def _weights(root: Path) -> Part:
@@ -59,7 +87,7 @@ def _weights(root: Path) -> Part:
 
 def _lack(folder: Path) -> str:
     """What a folder of transformers lacks; empty if it is whole."""
-    shards = sorted(file.name for file in folder.glob("*.safetensors"))
+    shards = [file.name for file in _shards(folder)]
     if not shards or not (folder / "config.json").is_file():
         return "no model"
     if (folder / _INDEX).is_file():
@@ -73,26 +101,24 @@ def _lack(folder: Path) -> str:
     tokens = ("tokenizer.json", "spiece.model")
     if not any((folder / name).is_file() for name in tokens):
         return "no tokenizer"
-    return ""
+    return checking.weights_fault(_shards(folder), folder / "config.json")
 
 
-def _data(root: Path) -> Iterator[Part]:
-    seen = dict.fromkeys(
-        (set_of(cell).folder, file) for cell in CELLS for file in _files(cell, SPLITS)
-    )
-    for folder, file in seen:
-        where = place(root, folder, file)
+def _data(root: Path, cuts: Cuts, *, quick: bool) -> Iterator[Part]:
+    wanted: dict[tuple[str, str], list[str]] = {}
+    for cell in CELLS:
+        for file in checking.files_of(cell, SPLITS):
+            wanted.setdefault((set_of(cell).folder, file), []).append(cell)
+    for (folder, file), cells in wanted.items():
+        where, fault = place(root, folder, file), ""
+        todo = f"put {root / 'data' / folder / file}.jsonl there, or use --download"
+        if where is not None and not quick:
+            fault = checking.shortage(where, file, cells, cuts)
+            todo = f"put a whole {where} there, or remove it and use --download"
         yield part(
             f"{folder}/{file}",
             "data",
-            there=where is not None,
-            note=where.name if where else "no file",
-            todo=f"put {root / 'data' / folder / file}.jsonl there, or use --download",
+            there=where is not None and not fault,
+            note=fault or (where.name if where else "no file"),
+            todo=todo,
         )
-
-
-def _files(cell: str, splits: Sequence[str]) -> list[str]:
-    """Files that some splits of a cell are cut from; other cells train on nothing."""
-    wanted = splits if cell in HELD_IN else [s for s in splits if s != "train"]
-    files = set_of(cell).files
-    return list(dict.fromkeys(files[split] for split in wanted if files[split]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from mtk.errors import CheckpointError, UsageError, first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -25,25 +26,49 @@ _AT_ONCE = 16  # items of one forward pass of `write` and `rank`
 
 def load(folder: Path) -> nn.Module:
     """The model of a folder of transformers, in float32 and evaluation mode."""
+    from safetensors import SafetensorError
     from transformers import MT5ForConditionalGeneration
 
     try:
-        found: Any = MT5ForConditionalGeneration.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
+        with quietly():
+            found: Any = MT5ForConditionalGeneration.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # and refused below, by name
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder} is no mT5 that transformers builds: {first_line(error)}"
         ) from error
     model: nn.Module = found[0]
     lost = sorted(found[1]["missing_keys"])
+    for name, given, wanted in sorted(found[1]["mismatched_keys"]):
+        raise CheckpointError(
+            f"{folder}: {name!r} is {tuple(given)}, and {tuple(wanted)} by config.json"
+        )
     if lost:  # transformers would draw them at random
         raise CheckpointError(f"{folder}: the tensor {lost[0]!r} is missing")
     return model.eval()
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep transformers' progress bars and warnings out of what mtk says, for a block."""
+    from transformers.utils import logging
+
+    log: Any = logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
 
 
 def tokenizer_of(folder: Path) -> Any:
@@ -51,7 +76,8 @@ def tokenizer_of(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        with quietly():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
             f"{folder} has no tokenizer that transformers reads: {first_line(error)}"

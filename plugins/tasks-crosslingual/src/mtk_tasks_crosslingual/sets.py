@@ -88,16 +88,9 @@ def examples(root: Path, cell: str, split: str, cuts: Cuts) -> list[Example]:
             f"{cell}: there is no {root / 'data' / found.folder / file}.jsonl\n"
             "mtk tracks prepare crosslingual-mt5 --root DIR says what is missing"
         )
-    task, language = parse(cell)
-    read = _READERS.get(cell, _READERS[task])
     result = []
     for position, row in enumerate(rows(where)):
-        try:
-            example = read(row, language, f"{found.folder}:{file}:{position}")
-        except (LookupError, TypeError, ValueError) as error:
-            raise UsageError(
-                f"{where}: row {position} is not as the Hub's rows are: {error!r}"
-            ) from error
+        example = example_of(cell, row, f"{found.folder}:{file}:{position}", where)
         if example is not None:
             result.append(example)
     chosen = _cut(result, found, split, cuts)
@@ -106,6 +99,33 @@ def examples(root: Path, cell: str, split: str, cuts: Cuts) -> list[Example]:
             f"{where}: {len(result)} items are too few for a {split} split"
         )
     return chosen
+
+
+def example_of(cell: str, row: Row, name: str, where: Path) -> Example | None:
+    """What a row says, if it is one of the cell's.
+
+    Raises:
+        UsageError: it is not as the Hub's are.
+    """
+    task, language = parse(cell)
+    try:
+        return _READERS.get(cell, _READERS[task])(row, language, name)
+    except (LookupError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{where}: row {name.rpartition(':')[2]} is not as the Hub's rows are: "
+            f"{error!r}"
+        ) from error
+
+
+def least(cell: str, splits: Sequence[str], cuts: Cuts) -> int:
+    """Items that one file must have, so that each of these splits has one."""
+    source = set_of(cell)
+    if source.files is _ONE:
+        return cuts.xquad_validation + 1
+    if source.folder.startswith("wiki_lingua"):
+        both = cuts.wiki_test + (cuts.wiki_validation if "train" in splits else 0)
+        return both + 1
+    return cuts.held_back + 1 if source.files is _CUT and "train" in splits else 1
 
 
 def _cut(

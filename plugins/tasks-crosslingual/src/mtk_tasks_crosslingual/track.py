@@ -25,12 +25,13 @@ from mtk_tasks_crosslingual.sets import examples
 from mtk_tasks_crosslingual.templates import ANSWERS, TEMPLATES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
+    import torch
     from torch import Tensor, nn
 
     from mtk.roots import Part
-    from mtk.training import Progress, Regime
+    from mtk.training import Regime
 
     Report = Callable[[str, float], None]
     Batch = Mapping[str, Tensor]
@@ -67,11 +68,14 @@ class CrosslingualMt5:
         self.normalise = bool(options.get("normalise", False))
         self.micro = int(str(options.get("micro", MICRO)))
         self._cuts, self._given = cuts or Cuts(), regime
+        # As `--option` takes them.
+        chosen = {"normalise": str(self.normalise).lower(), "micro": self.micro}
+        self._words = roots.words(seed, chosen, {"normalise": "false", "micro": MICRO})
 
     def prepare(self, report: Report) -> dict[str, Any]:
         """The models, which ``mtk tracks prepare`` has made or imported."""
         root = self._root()
-        roots.need_all(self.parts(root), home.NAME, root)
+        roots.need_all(self.parts(root), home.NAME, root, self._words)
         report("models ready", 1.0)
         return {
             "base": root / home.BASE,
@@ -82,11 +86,16 @@ class CrosslingualMt5:
     def missing(self) -> list[str]:
         """What this machine lacks, one phrase each."""
         root = roots.known_root(self.cache)
-        return roots.lacking(None if root is None else self.parts(root), home.NAME)
+        found = None if root is None else self._parts(root, quick=True)
+        return roots.lacking(found, home.NAME, self._words)
+
+    def notes(self) -> list[str]:
+        """What the commonest answer alone would score on the cells with ranking."""
+        return asking.commonest(self._root(), self._cuts)
 
     def parts(self, root: Path) -> list[Part]:
         """Everything that must be there, in the order in which it is to be got."""
-        return home.parts(root, self.place(root, ""), self._regime.steps)
+        return self._parts(root, quick=False)
 
     def fetch(self, root: Path, name: str, report: Report) -> None:
         """Download the base, or one file of a data set."""
@@ -101,13 +110,16 @@ class CrosslingualMt5:
         self, root: Path, name: str, report: Report, *, device: str = "cpu"
     ) -> None:
         """Train an expert or the multitask model, or go on with it."""
-        from mtk.training import fit
+        from mtk.training import device_named, fit
         from mtk_tasks_crosslingual import model, recipe
 
+        there = device_named(device)
         cells = HELD_IN if name == MULTITASK else (name,)
         tokenizer = model.tokenizer_of(root / home.BASE)
         pairs = [pair for cell in cells for pair in self._pairs(root, cell)]
-        module = model.load(root / home.BASE).to(device).requires_grad_(True)
+        ready = {c: self._data(root, c, "validation", tokenizer) for c in cells}
+        base = home.base_hash(root)
+        module = model.load(root / home.BASE).to(there).requires_grad_(True)
         folder = self.place(root, name)
         folder.parent.mkdir(parents=True, exist_ok=True)
         progress = fit(
@@ -115,10 +127,14 @@ class CrosslingualMt5:
             recipe.parts_of(module, tokenizer, pairs, self._regime, self.micro),
             self._regime,
             state=roots.training_state(folder),
+            identity=asking.identity(
+                home.base_hash(root, "config.json"), pairs, ready, self.normalise
+            ),
             report=lambda text, share: report(f"{name}: {text}", share),
-            evaluate=self._scorer(root, cells, module, tokenizer, device),
+            evaluate=self._scorer(ready, module, tokenizer, there),
         )
-        self._save(root, name, module, progress)
+        done = {"regime": asdict(self._regime), "training": asdict(progress)}
+        self._save(root, name, module, base=base, **done)
 
     def adopt(self, root: Path, name: str, source: Path) -> None:
         """Import an expert: a folder whose tensors are those of the base, copied."""
@@ -129,7 +145,8 @@ class CrosslingualMt5:
         if not source.is_dir():
             raise UsageError(f"{source} is no folder of transformers")
         asking.check_same(source, root / home.BASE)
-        self._save(root, name, model.load(source), None, imported=str(source))
+        base = home.base_hash(root)
+        self._save(root, name, model.load(source), base=base, imported=str(source))
 
     def build(self, path: Path) -> nn.Module:
         """The model at a path."""
@@ -175,6 +192,10 @@ class CrosslingualMt5:
         """The folder of an expert or of the multitask model."""
         return roots.made(root, f"{home.NAME}-{VERSION}", self.seed, name)
 
+    def _parts(self, root: Path, *, quick: bool) -> list[Part]:
+        made, steps = self.place(root, ""), self._regime.steps
+        return home.parts(root, made, steps, self._cuts, quick=quick)
+
     def _root(self) -> Path:
         return roots.need_root(self.cache, home.NAME)
 
@@ -218,6 +239,10 @@ class CrosslingualMt5:
             others = examples(root, task, "validation", self._cuts)
             numbers = {example.number for example in others}
             found = [example for example in found if example.number not in numbers]
+        if not found:
+            raise UsageError(
+                f"{task} has no {split} items but paragraphs of another split"
+            )
         templates = TEMPLATES[parse(task)]
         asked = [
             asking.filled(templates[place % len(templates)], example, task)
@@ -241,16 +266,13 @@ class CrosslingualMt5:
 
     def _scorer(
         self,
-        root: Path,
-        cells: Sequence[str],
+        ready: Mapping[str, Mapping[str, Any]],
         module: nn.Module,
         tokenizer: Any,
-        device: str,
+        device: torch.device,
     ) -> Callable[[], float]:
         """The mean over cells of the validation score that ranks."""
         import torch
-
-        ready = {c: self._data(root, c, "validation", tokenizer) for c in cells}
 
         def score() -> float:
             means = []
@@ -263,17 +285,11 @@ class CrosslingualMt5:
 
         return score
 
-    def _save(
-        self,
-        root: Path,
-        name: str,
-        module: nn.Module,
-        progress: Progress | None,
-        **more: str,
-    ) -> None:
+    def _save(self, root: Path, name: str, module: nn.Module, **more: Any) -> None:
         """A folder of transformers that appears whole; the training state is removed."""
-        facts: dict[str, Any] = {"track": home.NAME, "made": name, **more}
-        if progress is not None:
-            facts |= {"regime": asdict(self._regime), "training": asdict(progress)}
+        from mtk_tasks_crosslingual import model
+
+        facts = {"track": home.NAME, "made": name, **more}
         writer: Any = module.to("cpu")
-        roots.finish(self.place(root, name), writer.save_pretrained, facts)
+        with model.quietly():
+            roots.finish(self.place(root, name), writer.save_pretrained, facts)

@@ -33,11 +33,13 @@ class Grid:
             consecutive groups are held in with each domain. The joint head has the
             classes of all groups as its rows, end to end.
         lists: domain -> lines of its official train and test list; empty to accept any.
+        ability: classes of base ability that must have images; None to accept any two.
     """
 
     domains: tuple[str, ...]
     groups: Mapping[str, tuple[str, ...]]
     lists: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    ability: int | None = None
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -98,6 +100,7 @@ DOMAINNET = Grid(
         "real": (120_906, 52_041),
         "sketch": (48_212, 20_916),
     },
+    ability=100,
 )
 # Cells of base ability, which no expert touches.
 CIFAR = "cifar100"

@@ -94,6 +94,16 @@ class ClipData:
             canonical=self.canonical(task, scope),
         )
 
+    def chosen(self, cells: Sequence[str]) -> list[object]:
+        """What tells the images that cells are trained and validated on from others."""
+        from mtk_tasks_domainnet import pixels
+
+        return [
+            pixels.stamps(self.root, self.images(cell, split))
+            for cell in cells
+            for split in ("train", "validation")
+        ]
+
     def _pixels(self, task: str, split: str, images: Sequence[lists.Image]) -> Tensor:
         import torch
 
@@ -101,6 +111,7 @@ class ClipData:
 
         transform, size = clip.whole_numbers(self.folder), clip.image_size(self.folder)
         return pixels.stored(
+            self.root,
             self.root / PIXELS,
             f"{task}-{split}",
             images,

@@ -49,6 +49,7 @@ def train(
     normalise: Callable[[Tensor], Tensor],
     regime: Regime,
     state: Path,
+    identity: str,
     report: Callable[[str, float], None],
     device: str = "cpu",
 ) -> Progress:
@@ -62,6 +63,7 @@ def train(
         normalise: whole numbers -> what the model takes.
         regime: the numbers.
         state: file of the unfinished run.
+        identity: what it must have in common with this one.
         report: told how far it is.
         device: where to train.
     """
@@ -89,6 +91,7 @@ def train(
                 loss,
                 regime,
                 state=state,
+                identity=identity,
                 report=report,
                 evaluate=evaluate,
             )

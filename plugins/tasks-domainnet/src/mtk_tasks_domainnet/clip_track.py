@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 NAME = "domainnet-clip"
 REPO = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 FILES = ("open_clip_config.json", "open_clip_model.safetensors")
+_DEFAULTS = {"head_scope": HEAD_SCOPES[0], "names": NAMES[0]}
 # Expert i of seed s takes the protocol's seed plus _SPREAD * s, the same for all i.
 _SPREAD = 1000
 
@@ -68,13 +69,14 @@ class DomainNetClip:
         self.head_scope = str(options.get("head_scope", HEAD_SCOPES[0]))
         self.names = str(options.get("names", NAMES[0]))
         self._given = regime
+        self._words = roots.words(seed, options, _DEFAULTS)
 
     def prepare(self, report: Report) -> Mapping[str, object]:
         """The models, which ``mtk tracks prepare`` has made or imported."""
         from mtk_tasks_domainnet.clip_data import FOLDER
 
         root = roots.need_root(self.cache, NAME)
-        roots.need_all(self._parts(root, quick=True), NAME, root)
+        roots.need_all(self._parts(root, quick=True), NAME, root, self._words)
         report("models ready", 1.0)
         return {
             "base": root / FOLDER,
@@ -85,9 +87,8 @@ class DomainNetClip:
     def missing(self) -> list[str]:
         """What this machine lacks, one phrase each."""
         root = roots.known_root(self.cache)
-        return roots.lacking(
-            self._parts(root, quick=True) if root is not None else None, NAME
-        )
+        found = self._parts(root, quick=True) if root is not None else None
+        return roots.lacking(found, NAME, self._words)
 
     def parts(self, root: Path) -> list[Part]:
         """Everything that must be there, in the order in which it is to be got."""
@@ -112,12 +113,13 @@ class DomainNetClip:
         from mtk_tasks_domainnet import clip, clip_recipes
 
         needed = [p for p in self.parts(root) if p["kind"] in ("weights", "data")]
-        roots.need_all(inventory.needed(needed, self.grid, name), NAME, root)
+        needed = inventory.needed(needed, self.grid, name)
+        roots.need_all(needed, NAME, root, self._words)
         cells = self.grid.held_in if name == MULTITASK else (name,)
         scope = "joint" if name == MULTITASK else "group"
         data = self._data_of(root)
         model, regime = clip.load(data.folder), self._regime(name)
-        folder = self.place(root, name)
+        folder, base = self.place(root, name), self._base(root)
         folder.parent.mkdir(parents=True, exist_ok=True)
         progress = clip_recipes.train(
             model,
@@ -127,10 +129,13 @@ class DomainNetClip:
             normalise=data.normalise,
             regime=regime,
             state=roots.training_state(folder),
+            identity=model_files.identity(
+                model_files.hash_of(data.folder, FILES), data.chosen(cells)
+            ),
             report=lambda text, share: report(f"{name}: {text}", share),
             device=device,
         )
-        facts = model_files.facts(NAME, name, regime, progress)
+        facts = model_files.facts(NAME, name, base, regime, progress)
         self._save(root, folder, model.state_dict(), facts)
 
     def adopt(self, root: Path, name: str, source: Path) -> None:
@@ -150,7 +155,12 @@ class DomainNetClip:
             n: expert.read(n).to(base.read(n).dtype) if n in given else base.read(n)
             for n in base.names()
         }
-        facts = {"track": NAME, "made": name, "imported": str(file)}
+        facts = {
+            "track": NAME,
+            "made": name,
+            "base": self._base(root),
+            "imported": str(file),
+        }
         self._save(root, self.place(root, name), weights, facts)
 
     def data(self, task: str, split: str) -> dict[str, Any]:
@@ -201,24 +211,20 @@ class DomainNetClip:
 
         return ClipData(root, self.grid, self.names)
 
+    def _base(self, root: Path) -> str:
+        """What tells the base's weights from others; empty without them."""
+        return model_files.hash_of(self._data_of(root).folder, FILES[1:])
+
     def _parts(self, root: Path, *, quick: bool) -> list[Part]:
-        from mtk_tasks_domainnet.clip_data import ABILITY, FOLDER, folders
+        from mtk_tasks_domainnet.clip_data import ABILITY, FOLDER
 
         found = [
             model_files.weights_part("weights", root / FOLDER, FILES, f"{REPO} (Hub)")
         ]
         found += inventory.data_parts(root, self.grid, quick=quick)
-        count = len(folders(root / ABILITY))
-        found.append(
-            roots.part(
-                f"ability/{CIFAR}",
-                "data",
-                there=count > 1,
-                note=f"{count} classes",
-                todo=f"put CIFAR-100's test images into {root / ABILITY}/CLASS/",
-            )
-        )
+        found.append(inventory.ability(root / ABILITY, self.grid, quick=quick))
         names: Sequence[str] = (*self.grid.held_in, MULTITASK)
+        base = self._base(root)
         return found + [
             roots.model_part(
                 self.place(root, name),
@@ -226,6 +232,7 @@ class DomainNetClip:
                 kind=MULTITASK if name == MULTITASK else "expert",
                 ready=all(p["there"] for p in inventory.needed(found, self.grid, name)),
                 steps=self._regime(name).steps,
+                base=base,
             )
             for name in names
         ]

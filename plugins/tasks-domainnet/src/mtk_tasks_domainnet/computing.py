@@ -5,8 +5,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from mtk.errors import UsageError
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -21,23 +19,11 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def device_named(name: str) -> torch.device:
-    """A device that is there.
-
-    Raises:
-        UsageError: it is not.
-    """
-    import torch
-
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"there is no device {name!r} here") from error
-
-
 @contextmanager
 def lent(model: nn.Module, device: str | None = None) -> Iterator[torch.device]:
     """Move a model to a device (the best, if none is named) for the length of a block."""
+    from mtk.training import device_named
+
     before = next(iter(model.parameters())).device
     there = device_named(device or best_device())
     model.to(there)

@@ -6,6 +6,7 @@ notes on the protocol name, and every failure says what to do by hand.
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ LISTS_REPO = "yashkant/evalmerge"
 IMAGES_REPO = "wltjr1007/DomainNet"
 CIFAR_REPO = "uoft-cs/cifar100"
 _TELL_EVERY = 1000
+_MINUTE, _PATIENCE = 60.0, 10.0  # seconds
+_BY_HAND = "mtk tracks prepare says where to put the files by hand"
 
 
 def weights(repo: str, files: Sequence[str], folder: Path, report: Report) -> None:
@@ -141,21 +144,52 @@ def _library(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise UsageError(
-            f"--download needs {name}, which is not installed\n"
+            f"--download needs {name.partition('.')[0]}, which is not installed\n"
             'pip install "mtk-tasks-domainnet[download]"'
         ) from error
 
 
+class _Host:
+    """The Hub's address, asked once in a while whether anybody answers there.
+
+    Its clients try every file several times, and say so in lines of their own.
+    """
+
+    def __init__(self) -> None:
+        self._silent_at = -_MINUTE
+
+    def check(self, instead: str) -> None:
+        """Refuse to begin where nobody answers, and for a minute after that."""
+        constants = _library("huggingface_hub.constants")
+        if constants.HF_HUB_OFFLINE:
+            return  # the clients look into their caches, and try nothing else
+        address = constants.ENDPOINT
+        if time.monotonic() - self._silent_at < _MINUTE:
+            raise UsageError("not tried, for the same reason")
+        try:
+            session = _library("huggingface_hub.utils").get_session()
+            session.head(address, timeout=_PATIENCE)
+        except Exception as error:  # whatever the Hub's client raises
+            self._silent_at = time.monotonic()
+            raise UsageError(
+                f"{address} could not be reached: {first_line(error)}\n"
+                f"Nothing was lost, and no other file is tried now. {instead}"
+            ) from error
+
+
+_HOST = _Host()
+
+
 @contextmanager
 def _explained(repo: str) -> Iterator[None]:
+    _HOST.check(_BY_HAND)
     try:
         yield
     except UsageError:
         raise
     except Exception as error:  # whatever the Hub's client raises
         raise UsageError(
-            f"{repo} could not be had from the Hub: {first_line(error)}\n"
-            "mtk tracks prepare says where to put the files by hand"
+            f"{repo} could not be had from the Hub: {first_line(error)}\n{_BY_HAND}"
         ) from error
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mtk.errors import UsageError
 from mtk.roots import part
 from mtk_tasks_domainnet import lists
-from mtk_tasks_domainnet.cells import MULTITASK
+from mtk_tasks_domainnet.cells import CIFAR, MULTITASK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,8 +21,53 @@ if TYPE_CHECKING:
 def data_parts(root: Path, grid: Grid, *, quick: bool = False) -> list[Part]:
     """Lists and images; ``quick`` looks at folders only, not at every image."""
     listed = _lists(root, grid, quick=quick)
-    quick = quick or not listed["there"]
-    return [listed, *(_images(root, domain, quick=quick) for domain in grid.domains)]
+    known = listed["there"]
+    return [
+        listed,
+        *(_images(root, domain, quick=quick, listed=known) for domain in grid.domains),
+    ]
+
+
+def ability(folder: Path, grid: Grid, *, quick: bool) -> Part:
+    """Images of base ability; ``quick`` counts folders only."""
+    try:
+        classes = [n for n in _names(folder, folders=True) if n[0] != "."]
+        empty = [
+            n for n in classes if not quick and not _names(folder / n, folders=False)
+        ]
+    except FileNotFoundError:
+        classes, empty = [], []
+    except OSError as error:
+        return _unreadable(f"ability/{CIFAR}", folder, error)
+    wanted, note = grid.ability, f"{len(classes):,} classes"
+    there = len(classes) > 1 if wanted is None else len(classes) == wanted
+    if not there and classes and wanted:
+        note += f", not {wanted:,}"
+    if empty:
+        note += f", {min(empty)} has no images"
+    return part(
+        f"ability/{CIFAR}",
+        "data",
+        there=there and not empty,
+        note=note,
+        todo=f"put CIFAR-100's test images into {folder}/CLASS/",
+    )
+
+
+def _names(folder: Path, *, folders: bool) -> list[str]:
+    """What is in a folder: its folders, or everything else."""
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if entry.is_dir() == folders]
+
+
+def _unreadable(name: str, folder: Path, error: OSError) -> Part:
+    return part(
+        name,
+        "data",
+        there=False,
+        note=f"not readable: {error}",
+        todo=f"give yourself the right to read {folder} and what is in it",
+    )
 
 
 def needed(parts: Sequence[Part], grid: Grid, name: str) -> list[Part]:
@@ -64,24 +109,28 @@ def _lists(root: Path, grid: Grid, *, quick: bool) -> Part:
     )
 
 
-def _images(root: Path, domain: str, *, quick: bool) -> Part:
+def _images(root: Path, domain: str, *, quick: bool, listed: bool) -> Part:
     name, folder = f"images/{domain}", root / domain
     todo = f"unpack DomainNet's {domain}.zip in {root}, so that {domain}/CLASS/FILE is there"
-    if not folder.is_dir() or quick:
+    if not folder.is_dir() or quick or not listed:
         there = folder.is_dir()
         note = "a folder" if there else "no folder"
+        if there and not quick:
+            note += "; its images are unchecked without the lists"
         return part(name, "data", there=there, note=note, todo=todo)
     wanted = [
         image
         for half in lists.PARTS
         for image in lists.read(lists.file_of(root, domain, half), domain)
     ]
-    present = {
-        f"{domain}/{entry.name}/{file.name}"
-        for entry in os.scandir(folder)
-        if entry.is_dir()
-        for file in os.scandir(entry.path)
-    }
+    try:
+        present = {
+            f"{domain}/{name}/{file}"
+            for name in _names(folder, folders=True)
+            for file in _names(folder / name, folders=False)
+        }
+    except OSError as error:
+        return _unreadable(name, folder, error)
     lost = [image.path for image in wanted if image.path not in present]
     note = f"{len(wanted) - len(lost):,} of {len(wanted):,} images"
     if lost:

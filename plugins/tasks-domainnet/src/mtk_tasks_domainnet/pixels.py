@@ -29,7 +29,24 @@ NAME = "images"
 _WRITTEN = 64  # images per piece of the file
 
 
+def stamps(root: Path, images: Sequence[Image]) -> list[tuple[str, int, int]]:
+    """Paths, sizes and times of images: what changes when one is replaced.
+
+    Raises:
+        UsageError: one is missing.
+    """
+    found = []
+    for image in images:
+        try:
+            status = (root / image.path).stat()
+        except OSError as error:
+            raise _unread(root / image.path, error) from error
+        found.append((image.path, status.st_size, status.st_mtime_ns))
+    return found
+
+
 def stored(
+    root: Path,
     folder: Path,
     label: str,
     images: Sequence[Image],
@@ -41,7 +58,10 @@ def stored(
 ) -> Tensor:
     """The images as one tensor, (n, *shape), made on first use.
 
+    A replaced image, or another transform, makes another file; the old one stays.
+
     Args:
+        root: where the images are.
         folder: where the file is kept.
         label: the beginning of its name.
         images: in order.
@@ -52,7 +72,7 @@ def stored(
     """
     if not images:
         return torch.empty(0, *shape, dtype=getattr(torch, dtype))
-    text = json.dumps([[i.path for i in images], shape, dtype, str(identity)])
+    text = json.dumps([stamps(root, images), shape, dtype, str(identity)])
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = folder / f"{label}-{key}.safetensors"
     whole = (len(images), *shape)
@@ -83,7 +103,11 @@ def opened(root: Path, image: Image) -> object:
             picture.load()
             return picture.copy()
     except (OSError, SyntaxError, ValueError) as error:
-        raise UsageError(
-            f"{root / image.path} could not be read: {error}\n"
-            "mtk tracks prepare says which images are missing"
-        ) from error
+        raise _unread(root / image.path, error) from error
+
+
+def _unread(file: Path, error: Exception) -> UsageError:
+    return UsageError(
+        f"{file} could not be read: {error}\n"
+        "mtk tracks prepare says which images are missing"
+    )

@@ -11,7 +11,7 @@ import torch
 
 from mtk.errors import UsageError
 from mtk.randomness import stream
-from mtk_tasks_domainnet import diffusion, judge, lists, pixels, prompts
+from mtk_tasks_domainnet import diffusion, judge, lists, model_files, pixels, prompts
 from mtk_tasks_domainnet.cells import NEUTRAL, Grid
 from mtk_tasks_domainnet.clip import class_name
 from mtk_tasks_domainnet.clip_data import FOLDER as CLIP_FOLDER
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mtk_tasks_domainnet.sd21_recipes import Part
 
 FOLDER = "stable-diffusion-2-1"
+VAE = ("config.json", "diffusion_pytorch_model.safetensors")
 LATENTS = Path("mtk") / "latents"
 # Real images of a domain that the probe is trained on, and that its ceiling is taken on.
 PROBE = {"train": 500, "validation": 200}
@@ -75,6 +76,13 @@ class Sd21Data:
         """All real images of a cell and split."""
         return lists.of_cell(self.root, self.grid, cell, split)
 
+    def chosen(self, cells: Sequence[str]) -> list[object]:
+        """What tells the images and prompts that cells are trained on from others."""
+        return [
+            [self.texts(cell), pixels.stamps(self.root, self.images(cell, "train"))]
+            for cell in cells
+        ]
+
     def turns(self, cell: str, split: str, count: int) -> list[lists.Image]:
         """Some real images of a cell, its classes in turn, as far as they last.
 
@@ -114,13 +122,19 @@ class Sd21Data:
             return torch.cat(parts).cpu()
 
         return pixels.stored(
+            self.root,
             self.root / LATENTS,
             label,
             images,
             shape=(int(self.vae.config.latent_channels), self.size, self.size),
             dtype="float32",
             convert=convert,
+            identity=self._vae_hash,
         )
+
+    @cached_property
+    def _vae_hash(self) -> str:
+        return model_files.hash_of(self.folder / "vae", VAE)
 
     def training(self, cell: str) -> Part:
         """Everything of a cell's training split."""

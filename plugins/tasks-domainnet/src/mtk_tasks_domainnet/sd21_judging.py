@@ -11,13 +11,20 @@ from mtk_tasks_domainnet import clip, judge, prompts
 from mtk_tasks_domainnet.clip_data import FOLDER as CLIP_FOLDER
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from mtk_tasks_domainnet.sd21_data import Sd21Data
 
 
-def make_judge(data: Sd21Data, folder: Path, track: str) -> None:
-    """Train the probe on real training images, and write it with its ceiling."""
+def make_judge(data: Sd21Data, folder: Path, told: Mapping[str, Any]) -> None:
+    """Train the probe on real training images, and write it with its ceiling.
+
+    Args:
+        data: of the root.
+        folder: of the judge.
+        told: more for its manifest.
+    """
     from safetensors.torch import save
 
     from mtk.folders import put_file
@@ -47,8 +54,7 @@ def make_judge(data: Sd21Data, folder: Path, track: str) -> None:
     )
     tensors = {"head": head, "probe.weight": weight, "probe.bias": bias}
     facts: dict[str, Any] = {
-        "track": track,
-        "made": "judge",
+        **told,
         "images": len(labels),
         "ceiling": ceiling(made, data),
     }

@@ -63,6 +63,7 @@ def train(
     *,
     regime: Regime,
     state: Path,
+    identity: str = "",
     report: Callable[[str, float], None],
     device: str = "cpu",
 ) -> Progress:
@@ -74,6 +75,7 @@ def train(
         scheduler: of training; it says what the UNet predicts.
         regime: the numbers.
         state: file of the unfinished run.
+        identity: what it must have in common with this one.
         report: told how far it is.
         device: where to train.
     """
@@ -99,7 +101,9 @@ def train(
             return functional.mse_loss(found.float(), wanted.float())
 
         parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        return training.fit(parameters, loss, regime, state=state, report=report)
+        return training.fit(
+            parameters, loss, regime, state=state, identity=identity, report=report
+        )
 
 
 def save_adapter(model: Any, folder: Path) -> None:

@@ -33,20 +33,7 @@ if TYPE_CHECKING:
 
 NAME = "domainnet-sd21"
 REPO = "stabilityai/stable-diffusion-2-1"
-FILES = (
-    "model_index.json",
-    "scheduler/scheduler_config.json",
-    "text_encoder/config.json",
-    "text_encoder/model.safetensors",
-    "tokenizer/merges.txt",
-    "tokenizer/special_tokens_map.json",
-    "tokenizer/tokenizer_config.json",
-    "tokenizer/vocab.json",
-    "unet/config.json",
-    "unet/diffusion_pytorch_model.safetensors",
-    "vae/config.json",
-    "vae/diffusion_pytorch_model.safetensors",
-)
+FILES = model_files.SD21
 JUDGE = "judge"
 _PACKAGES = ("diffusers", "peft", "transformers")
 _INSTALL = "mtk-tasks-domainnet[generation]"
@@ -90,13 +77,14 @@ class DomainNetSd21:
             raise UsageError(f"head_scope is one of {', '.join(HEAD_SCOPES)}")
         self.cache, self.seed, self.grid = Path(cache), seed, grid
         self._given = regime
+        self._words = roots.words(seed, options, _DEFAULTS)
 
     def prepare(self, report: Report) -> Mapping[str, object]:
         """The models, which ``mtk tracks prepare`` has made or imported."""
         from mtk_tasks_domainnet.sd21_data import FOLDER
 
         root = roots.need_root(self.cache, NAME)
-        roots.need_all(self._parts(root, quick=True), NAME, root)
+        roots.need_all(self._parts(root, quick=True), NAME, root, self._words)
         report("models ready", 1.0)
         return {
             "base": root / FOLDER / "unet",
@@ -107,9 +95,8 @@ class DomainNetSd21:
     def missing(self) -> list[str]:
         """What this machine lacks, one phrase each."""
         root = roots.known_root(self.cache)
-        return roots.lacking(
-            self._parts(root, quick=True) if root is not None else None, NAME
-        )
+        found = self._parts(root, quick=True) if root is not None else None
+        return roots.lacking(found, NAME, self._words)
 
     def parts(self, root: Path) -> list[Part]:
         """Everything that must be there, in the order in which it is to be got."""
@@ -138,14 +125,16 @@ class DomainNetSd21:
         from mtk_tasks_domainnet.sd21_data import Sd21Data
 
         parts = [p for p in self.parts(root) if p["kind"] not in ("expert", MULTITASK)]
-        roots.need_all(self._needed(parts, name), NAME, root)
+        roots.need_all(self._needed(parts, name), NAME, root, self._words)
         data, folder = Sd21Data(root, self.grid), self.place(root, name)
+        base = self._base(root, name)
         folder.parent.mkdir(parents=True, exist_ok=True)
         if name == JUDGE:
             from mtk_tasks_domainnet.sd21_judging import make_judge
 
             report("looking at real images", 0.0)
-            make_judge(data, folder, NAME)
+            facts = {"track": NAME, "made": JUDGE, "base": base}
+            make_judge(data, folder, facts)
             return
         regime = self._regime(name)
         cells = self.grid.held_in if name == MULTITASK else (name,)
@@ -157,6 +146,9 @@ class DomainNetSd21:
             data.scheduler,
             regime=regime,
             state=roots.training_state(folder),
+            identity=model_files.identity(
+                model_files.hash_of(data.folder, FILES), data.chosen(cells)
+            ),
             report=lambda text, share: report(f"{name}: {text}", share),
             device=device,
         )
@@ -164,7 +156,8 @@ class DomainNetSd21:
         def fill(work: Path) -> None:
             sd21_recipes.save_adapter(model, work)
 
-        roots.finish(folder, fill, model_files.facts(NAME, name, regime, progress))
+        facts = model_files.facts(NAME, name, base, regime, progress)
+        roots.finish(folder, fill, facts)
 
     def adopt(self, root: Path, name: str, source: Path) -> None:
         """Import a LoRA adapter of the UNet's attention, as PEFT writes it."""
@@ -173,7 +166,12 @@ class DomainNetSd21:
 
         if name == JUDGE:
             raise UsageError("the judge is made, not imported")
-        facts = {"track": NAME, "made": name, "imported": str(source)}
+        facts = {
+            "track": NAME,
+            "made": name,
+            "base": self._base(root, name),
+            "imported": str(source),
+        }
         adopt(source, root / FOLDER / "unet", self.place(root, name), facts)
 
     def build(self, path: Path) -> nn.Module:
@@ -243,6 +241,16 @@ class DomainNetSd21:
         needed = inventory.needed(parts, self.grid, name)
         return [p for p in needed if p["name"] != "judge weights"]
 
+    def _base(self, root: Path, name: str) -> str:
+        """What tells the weights that a model stands on from others; empty without."""
+        from mtk_tasks_domainnet import clip_track
+        from mtk_tasks_domainnet.clip_data import FOLDER as CLIP_FOLDER
+        from mtk_tasks_domainnet.sd21_data import FOLDER
+
+        if name == JUDGE:
+            return model_files.hash_of(root / CLIP_FOLDER, clip_track.FILES)
+        return model_files.hash_of(root / FOLDER, model_files.SD21_DECIDING)
+
     def _parts(self, root: Path, *, quick: bool) -> list[Part]:
         from mtk_tasks_domainnet import clip_track
         from mtk_tasks_domainnet.clip_data import FOLDER as CLIP_FOLDER
@@ -262,7 +270,9 @@ class DomainNetSd21:
             JUDGE,
             kind="judge",
             ready=all(p["there"] for p in self._needed(found, JUDGE)),
+            base=self._base(root, JUDGE),
         )
+        base = self._base(root, MULTITASK)
         return [
             *found,
             judge,
@@ -273,6 +283,7 @@ class DomainNetSd21:
                     kind=MULTITASK if name == MULTITASK else "expert",
                     ready=all(p["there"] for p in self._needed(found, name)),
                     steps=self._regime(name).steps,
+                    base=base,
                 )
                 for name in (*self.grid.held_in, MULTITASK)
             ),
