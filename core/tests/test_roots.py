@@ -49,8 +49,9 @@ def test_missing_parts_are_named_shortly(tmp_path):
         "get p0",
         "4 more, as mtk tracks prepare name --root DIR says",
     ]
-    options = roots.words(2, {"size": 3, "b": 1, "a": "x"}, {"size": 3})
-    assert options == " --seed 2 --option a=x --option b=1"
+    options = roots.words(2, {"size": 3, "b": True, "a": "x"}, {"size": 3})
+    assert options == " --seed 2 --option a=x --option b=true"
+    assert roots.lacking(None, "name", options)[0].endswith(options)
     assert roots.words(0, {"size": 3}, {"size": 3}) == ""
     (*_, last) = roots.lacking(parts(*[False] * 5), "name", options)
     assert "--root DIR --seed 2 --option a=x" in last

@@ -155,7 +155,8 @@ def need_all(parts: Sequence[Part], track: str, root: Path, options: str = "") -
 def lacking(parts: Sequence[Part] | None, track: str, options: str = "") -> list[str]:
     """What is missing in a few phrases; ``None`` where no root is known."""
     if parts is None:
-        return [f"data and models of yours: mtk tracks prepare {track} --root DIR"]
+        command = f"mtk tracks prepare {track} --root DIR{options}"
+        return [f"data and models of yours: {command}"]
     todo = [p["todo"] for p in parts if not p["there"]]
     if len(todo) < _SHOWN:
         return todo
@@ -166,7 +167,10 @@ def lacking(parts: Sequence[Part] | None, track: str, options: str = "") -> list
 def words(seed: int, options: Mapping[str, object], usual: Mapping[str, object]) -> str:
     """The options of a command that chooses the same models: `` --seed 1 --option a=b``."""
     chosen = {k: v for k, v in options.items() if v != usual.get(k)}
-    more = [f" --option {key}={value}" for key, value in sorted(chosen.items())]
+    more = [
+        f" --option {key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in sorted(chosen.items())
+    ]
     return "".join([f" --seed {seed}" if seed else "", *more])
 
 

@@ -241,6 +241,19 @@ def test_an_expert_that_was_killed_goes_on_to_the_same_weights(opened, root):
     assert [step for step, _ in training["history"]] == [0, 1, 2, 3]
 
 
+def test_validation_is_without_dropout_so_runs_repeat(opened, root):
+    """Scores between steps of training, and with them the step that is kept."""
+    regime = Regime(rate=1e-2, batch=4, steps=3, every=1, patience=9, half=False)
+    track = with_root(opened, root, regime=regime)
+    histories = []
+    for _ in range(8):
+        track.make(root, "sense-de", quiet)
+        place = track.place(root, "sense-de")
+        histories.append(check_manifest(place)["mtk"]["training"]["history"])
+        shutil.rmtree(place)
+    assert all(history == histories[0] for history in histories)
+
+
 def test_an_expert_is_imported_if_it_fits(opened, root, tmp_path):
     track = with_root(opened, root)
     shutil.copytree(root / "base", tmp_path / "expert")

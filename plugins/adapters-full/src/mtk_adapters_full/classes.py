@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from mtk.adapters import Checkpoint
 
 T = TypeVar("T")
-_NO_WEIGHTS = ("No pretrained weights loaded", "Local config loaded, but no CLIP weights")
+_NO_WEIGHTS = (
+    "No pretrained weights loaded",
+    "Local config loaded, but no CLIP weights",
+)
 
 
 def family_of(folder: Path, stem: str) -> str:

@@ -68,9 +68,8 @@ class CrosslingualMt5:
         self.normalise = bool(options.get("normalise", False))
         self.micro = int(str(options.get("micro", MICRO)))
         self._cuts, self._given = cuts or Cuts(), regime
-        # As `--option` takes them.
-        chosen = {"normalise": str(self.normalise).lower(), "micro": self.micro}
-        self._words = roots.words(seed, chosen, {"normalise": "false", "micro": MICRO})
+        chosen = {"normalise": self.normalise, "micro": self.micro}
+        self._words = roots.words(seed, chosen, {"normalise": False, "micro": MICRO})
 
     def prepare(self, report: Report) -> dict[str, Any]:
         """The models, which ``mtk tracks prepare`` has made or imported."""
@@ -276,6 +275,7 @@ class CrosslingualMt5:
 
         def score() -> float:
             means = []
+            module.eval()  # a step of training came before
             with torch.no_grad():
                 for cell, data in ready.items():
                     inputs = {n: t.to(device) for n, t in data["inputs"].items()}
