@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from mtk import fetching
 from mtk.errors import UsageError
-from mtk_tasks_crosslingual import download
 from mtk_tasks_crosslingual.cells import CELLS, Cuts
 from mtk_tasks_crosslingual.download import Address, address, lines, load
 from mtk_tasks_crosslingual.layouts import rows
@@ -107,7 +107,7 @@ def test_a_host_that_does_not_answer_is_named_once(tmp_path, monkeypatch):
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(download, "_HOST", download._Host())
+    monkeypatch.setattr(fetching, "host", fetching.Host())
     track = CrosslingualMt5(cache=tmp_path, seed=0, options={})
     with pytest.raises(UsageError) as first:
         track.fetch(tmp_path, "base", lambda *_: None)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from mtk import fetching
 from mtk.errors import UsageError
 from mtk_tasks_domainnet import download
 from mtk_tasks_domainnet.clip_track import DomainNetClip
@@ -66,7 +67,7 @@ def test_a_host_that_does_not_answer_is_named_once(tmp_path, quiet, mini, monkey
     constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(download, "_HOST", download._Host())
+    monkeypatch.setattr(fetching, "host", fetching.Host())
     track = DomainNetClip(cache=tmp_path, seed=0, options={}, grid=mini)
     with pytest.raises(UsageError) as first:
         track.fetch(tmp_path, "weights", quiet)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mtk.errors import UsageError, first_line
+from mtk.errors import UsageError
+from mtk.fetching import explained, library
 from mtk.files import replace_file
 from mtk.folders import new_folder
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
     Report = Callable[[str, float], None]
 
-_MINUTE, _PATIENCE = 60.0, 10.0  # seconds
 # Converted from the JAX checkpoint by a third party; at this commit with safetensors.
 BASE_REPO = "DKYoon/mt5-xl-lm-adapt"
 BASE_COMMIT = "928510c9ef66c075e1cdfebe82a66a2ff3b9bdde"
@@ -84,7 +82,7 @@ def fetch(root: Path, name: str, report: Report) -> None:
     target = root / "data" / folder / f"{file}.jsonl"
     target.parent.mkdir(parents=True, exist_ok=True)
     report(f"downloading {name} from {where.files or where.repo}", 0.0)
-    with _explained(where.files or where.repo, f"Put its rows into {target} by hand"):
+    with explained(where.files or where.repo, f"Put its rows into {target} by hand"):
         replace_file(target, lines(load(where), _KEPT.get(folder)))
     report(f"{name} is there", 1.0)
 
@@ -115,7 +113,7 @@ def model(folder: Path, report: Report) -> None:
     # The Hub's errors are OSErrors, which the folder would take for its own.
     with (
         new_folder(folder) as work,
-        _explained(BASE_REPO, f"Put the model into {folder} by hand"),
+        explained(BASE_REPO, f"Put the model into {folder} by hand"),
     ):
         hub.snapshot_download(
             BASE_REPO, revision=BASE_COMMIT, local_dir=work, allow_patterns=_BASE_FILES
@@ -125,56 +123,4 @@ def model(folder: Path, report: Report) -> None:
 
 
 def _library(name: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(
-            f"--download needs {name.partition('.')[0]}, which is not installed\n"
-            'pip install "mtk-tasks-crosslingual[download]"'
-        ) from error
-
-
-class _Host:
-    """The Hub's address, asked once in a while whether anybody answers there.
-
-    Its clients try every file several times, and say so in lines of their own.
-    """
-
-    def __init__(self) -> None:
-        self._silent_at = -_MINUTE
-
-    def check(self, instead: str) -> None:
-        """Refuse to begin where nobody answers, and for a minute after that."""
-        constants = _library("huggingface_hub.constants")
-        if constants.HF_HUB_OFFLINE:
-            return  # the clients look into their caches, and try nothing else
-        address = constants.ENDPOINT
-        if time.monotonic() - self._silent_at < _MINUTE:
-            raise UsageError("not tried, for the same reason")
-        try:
-            session = _library("huggingface_hub.utils").get_session()
-            session.head(address, timeout=_PATIENCE)
-        except Exception as error:  # whatever the Hub's client raises
-            self._silent_at = time.monotonic()
-            raise UsageError(
-                f"{address} could not be reached: {first_line(error)}\n"
-                f"Nothing was lost, and no other file is tried now. {instead}"
-            ) from error
-
-
-_HOST = _Host()
-
-
-@contextmanager
-def _explained(what: str, instead: str) -> Iterator[None]:
-    _HOST.check(instead)
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception as error:  # whatever the Hub's client raises
-        raise UsageError(
-            f"{what} could not be had from the Hub: {first_line(error)}\n{instead}"
-        ) from error
+    return library(name, "mtk-tasks-crosslingual[download]")

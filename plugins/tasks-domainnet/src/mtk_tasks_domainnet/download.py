@@ -6,18 +6,17 @@ notes on the protocol name, and every failure says what to do by hand.
 
 from __future__ import annotations
 
-import time
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from mtk.errors import UsageError, first_line
+from mtk.errors import UsageError
+from mtk.fetching import explained, library
 from mtk.files import replace_file
 from mtk.folders import new_folder
 from mtk_tasks_domainnet import lists
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from mtk_tasks_domainnet.cells import Grid
 
@@ -27,7 +26,6 @@ LISTS_REPO = "yashkant/evalmerge"
 IMAGES_REPO = "wltjr1007/DomainNet"
 CIFAR_REPO = "uoft-cs/cifar100"
 _TELL_EVERY = 1000
-_MINUTE, _PATIENCE = 60.0, 10.0  # seconds
 _BY_HAND = "mtk tracks prepare says where to put the files by hand"
 
 
@@ -36,7 +34,7 @@ def weights(repo: str, files: Sequence[str], folder: Path, report: Report) -> No
     hub = _library("huggingface_hub")
     if folder.exists():
         raise UsageError(f"{folder} is there, but incomplete; move it away")
-    with new_folder(folder) as work, _explained(repo):
+    with new_folder(folder) as work, explained(repo, _BY_HAND):
         for number, file in enumerate(files):
             report(f"downloading {file} of {repo}", number / len(files))
             hub.hf_hub_download(repo, file, local_dir=work)
@@ -62,7 +60,7 @@ def domain_lists(root: Path, grid: Grid, report: Report) -> None:
             if target.is_file():
                 continue
             report(f"downloading {target.name}", 0.0)
-            with _explained(LISTS_REPO):
+            with explained(LISTS_REPO, _BY_HAND):
                 name = f"domainnet/{target.name}"
                 found = hub.hf_hub_download(LISTS_REPO, name, repo_type="dataset")
             replace_file(target, [Path(found).read_bytes()])
@@ -84,7 +82,7 @@ def images(root: Path, grid: Grid, report: Report) -> None:
                         "Unpack the official archives instead"
                     )
     datasets = _library("datasets")
-    with _explained(IMAGES_REPO):
+    with explained(IMAGES_REPO, _BY_HAND):
         rows = (
             row
             for part in lists.PARTS
@@ -126,7 +124,7 @@ def cifar(folder: Path, report: Report) -> None:
     """The test images of CIFAR-100 as one folder per class."""
     datasets = _library("datasets")
     report(f"downloading {CIFAR_REPO}", 0.0)
-    with _explained(CIFAR_REPO):
+    with explained(CIFAR_REPO, _BY_HAND):
         rows = datasets.load_dataset(CIFAR_REPO, split="test")
         names = rows.features["fine_label"].names
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -138,59 +136,7 @@ def cifar(folder: Path, report: Report) -> None:
 
 
 def _library(name: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UsageError(
-            f"--download needs {name.partition('.')[0]}, which is not installed\n"
-            'pip install "mtk-tasks-domainnet[download]"'
-        ) from error
-
-
-class _Host:
-    """The Hub's address, asked once in a while whether anybody answers there.
-
-    Its clients try every file several times, and say so in lines of their own.
-    """
-
-    def __init__(self) -> None:
-        self._silent_at = -_MINUTE
-
-    def check(self, instead: str) -> None:
-        """Refuse to begin where nobody answers, and for a minute after that."""
-        constants = _library("huggingface_hub.constants")
-        if constants.HF_HUB_OFFLINE:
-            return  # the clients look into their caches, and try nothing else
-        address = constants.ENDPOINT
-        if time.monotonic() - self._silent_at < _MINUTE:
-            raise UsageError("not tried, for the same reason")
-        try:
-            session = _library("huggingface_hub.utils").get_session()
-            session.head(address, timeout=_PATIENCE)
-        except Exception as error:  # whatever the Hub's client raises
-            self._silent_at = time.monotonic()
-            raise UsageError(
-                f"{address} could not be reached: {first_line(error)}\n"
-                f"Nothing was lost, and no other file is tried now. {instead}"
-            ) from error
-
-
-_HOST = _Host()
-
-
-@contextmanager
-def _explained(repo: str) -> Iterator[None]:
-    _HOST.check(_BY_HAND)
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception as error:  # whatever the Hub's client raises
-        raise UsageError(
-            f"{repo} could not be had from the Hub: {first_line(error)}\n{_BY_HAND}"
-        ) from error
+    return library(name, "mtk-tasks-domainnet[download]")
 
 
 def _remove_cache(folder: Path) -> None:
