@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from mtk.checkpoint import SafetensorsCheckpoint, StateDict
 from mtk.errors import CheckpointError
-from mtk.views import Over, Renamed, Subset, with_prefixes
+from mtk.views import Over, Renamed, with_prefixes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,19 +102,12 @@ def test_a_bias_without_its_weight_is_no_bias_of_a_layer() -> None:
     assert (info.role, info.layer) == ("other", "b")
 
 
-def test_a_subset_is_what_fits_a_pattern() -> None:
-    seen = Subset(SOURCE, ["*.norm.*", "vision.*"])
-    assert seen.names() == ["lm.model.norm.weight", "vision.patch.weight"]
-    with pytest.raises(CheckpointError, match=r"fits 'text\.\*'"):
-        Subset(SOURCE, ["lm.*", "text.*"])
-
-
 def test_parts_pass_through_a_chain_of_views(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "m.safetensors")
     file = SafetensorsCheckpoint([tmp_path / "m.safetensors"], "m")
-    seen = Subset(with_prefixes(file, {"lm.": ""}), ["lm_head.*"])
+    seen = Renamed(with_prefixes(file, {"lm.": ""}), {"head": "lm_head.weight"})
     wanted = STATE["lm.lm_head.weight"].flatten()[2:7]
-    assert torch.equal(seen.part("lm_head.weight", 2, 7), wanted)
+    assert torch.equal(seen.part("head", 2, 7), wanted)
 
 
 class Settling(StateDict):

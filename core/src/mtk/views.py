@@ -1,9 +1,8 @@
-"""Views of checkpoints: other names, or a part of the tensors. Nothing is copied."""
+"""Views of checkpoints: other names, or one over another. Nothing is copied."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from mtk.errors import CheckpointError
@@ -179,17 +178,3 @@ class Over:
     def _part(self, name: str, start: int, end: int) -> Tensor:
         part: Tensor = self._from(name).part(name, start, end)
         return part
-
-
-class Subset(Renamed):
-    """The tensors of a checkpoint that fit one of some patterns."""
-
-    def __init__(self, source: Checkpoint, patterns: Sequence[str]) -> None:
-        names = source.names()
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise CheckpointError(
-                    f"{source.label} has no tensor that fits {pattern!r}"
-                )
-        chosen = [n for n in names if any(fnmatchcase(n, p) for p in patterns)]
-        super().__init__(source, {name: name for name in chosen})

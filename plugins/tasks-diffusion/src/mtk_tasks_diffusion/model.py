@@ -9,7 +9,6 @@ back after it, which is exact and four times as fast.
 from __future__ import annotations
 
 import hashlib
-import math
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -180,8 +179,3 @@ def sample(
             predicted = guided(unet, images, time, words, guidance)
             (images,) = scheduler.step(predicted, timestep, images, return_dict=False)
     return images.clamp(-1.0, 1.0)
-
-
-def parameter_count() -> int:
-    """How many numbers the UNet has."""
-    return sum(math.prod(p.shape) for p in build().parameters())
